@@ -180,7 +180,7 @@ def check_options(
     """Return *options* with what is not None changed, if a store that offers these durabilities can have it so."""
     if tenant is not None:
         DEFAULT_LIMITS.check_id(tenant, "tenant")
-    if namespace is not None and not (isinstance(namespace, str) and NAMESPACE.fullmatch(namespace)):
+    if namespace is not None and not NAMESPACE.fullmatch(DEFAULT_LIMITS.check_id(namespace, "namespace")):
         raise InvalidInput("namespace must be 1 to 32 characters of a-z and '-', beginning with a letter")
     if durability is not None and durability not in offered:
         raise InvalidInput(f"this store offers the durabilities {', '.join(offered)}, not {durability!r:.40}")
