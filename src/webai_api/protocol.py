@@ -93,13 +93,15 @@ class SessionStore(Protocol):
     ) -> Removal:
         """Drop the items with these ids; ids that are not there are passed over.
 
+        Of several items with one id (it was reused after the store had forgotten it), the newest goes.
+
         A removed id stays known: appending it again is a repeat, which stores nothing. When something was removed,
         version and epoch are new. Of two callers removing one item, exactly one gets its id back.
 
         Args:
             expected: the version the session must be at; 0: it must not exist.
             op_id: names this removal, so that repeating it after `OutcomeUnknown` gives the first answer again.
-                Remembered with the session, for its last 16 named operations at least.
+                Remembered with the session, among its last 16 operations.
 
         Raises:
             Conflict: the session is not at *expected*.

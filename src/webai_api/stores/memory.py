@@ -26,6 +26,7 @@ __all__ = ["MemoryStore"]
 PURGE_INTERVAL = 1.0  # seconds between looks at what has expired
 PURGE_BATCH = 1000  # sessions dropped per look, so that the lock is never held for long
 OPERATIONS = 16  # named removals remembered per session
+DELETIONS = 60.0  # seconds that a named deletion is remembered
 
 _Address = tuple[str | None, str, str]  # tenant, namespace, id
 
@@ -47,6 +48,7 @@ class _Log:
     created_at: float
     updated_at: float
     expires_at: float = math.inf
+    due: float = math.inf  # when the purger looks at it next; never after it expired
     last_seq: int = 0
     entries: list[_Entry] = field(default_factory=list)
     metadata: bytes = b"{}"
@@ -87,6 +89,16 @@ class _Log:
             raise DuplicateId(self.id, [item.id for item, k in zip(items, known, strict=True) if k is not None])
         return bool(seqs)
 
+    def take(self, wanted: set[str]) -> tuple[str, ...]:
+        """Drop the newest entry of each id; return the ids dropped, oldest entry first."""
+        kept, gone = [], []
+        for entry in reversed(self.entries):
+            (gone if entry.id in wanted else kept).append(entry)
+            wanted.discard(entry.id)
+        if gone:
+            self.entries = kept[::-1]
+        return tuple(entry.id for entry in reversed(gone))
+
     def add(self, items: Sequence[Item], raws: Sequence[bytes], prints: Sequence[int], now: float) -> None:
         while len(self.known) > max(0, DEDUPE_WINDOW - len(items)):
             self.known.popitem(last=False)
@@ -104,7 +116,7 @@ class _Engine:
         self.lock = threading.RLock()
         self.logs: dict[_Address, _Log] = {}
         self.deleted: OrderedDict[tuple[_Address, str], tuple[float, bool]] = OrderedDict()  # op_id -> answer
-        self.expiries: list[tuple[float, _Address]] = []  # a heap; an entry may be out of date
+        self.expiries: list[tuple[float, _Address]] = []  # a heap; an entry that is not its log's `due` is stale
         self.last_version = 0
         self.closed = threading.Event()
         self.purger: threading.Thread | None = None
@@ -113,9 +125,12 @@ class _Engine:
         self.last_version = max(self.last_version + 1, int(self.clock() * 1e6))
         return self.last_version
 
-    def find(self, address: _Address) -> _Log | None:
+    def ensure_open(self) -> None:
         if self.closed.is_set():
             raise StoreError("this store is closed")
+
+    def find(self, address: _Address) -> _Log | None:
+        self.ensure_open()
         log = self.logs.get(address)
         if log is not None and log.expires_at <= self.clock():
             del self.logs[address]
@@ -124,9 +139,24 @@ class _Engine:
 
     def expire(self, address: _Address, log: _Log, expires_at: float) -> None:
         log.expires_at = expires_at
-        if math.isinf(expires_at):
-            return
-        heapq.heappush(self.expiries, (expires_at, address))
+        if expires_at < log.due:  # a later one needs no entry: the purger finds it when the earlier one is due
+            log.due = expires_at
+            heapq.heappush(self.expiries, (expires_at, address))
+            if len(self.expiries) > 2 * len(self.logs) + PURGE_BATCH:  # mostly sessions that were deleted since
+                self.expiries = [(log.due, a) for a, log in self.logs.items() if log.due < math.inf]
+                heapq.heapify(self.expiries)
+            self.start_purger()
+
+    def remember_deletion(self, address: _Address, op_id: str, existed: bool) -> None:
+        self.deleted[address, op_id] = (self.clock() + DELETIONS, existed)
+        self.deleted.move_to_end((address, op_id))
+        self.start_purger()
+
+    def remembered_deletion(self, address: _Address, op_id: str) -> bool | None:
+        until, existed = self.deleted.get((address, op_id), (0.0, None))
+        return existed if until > self.clock() else None
+
+    def start_purger(self) -> None:
         if self.purger is None:
             self.purger = threading.Thread(target=_purge, args=(weakref.ref(self), self.closed), daemon=True)
             self.purger.start()
@@ -138,12 +168,24 @@ class _Engine:
             for _ in range(PURGE_BATCH):
                 if not self.expiries or self.expiries[0][0] > now:
                     break
-                _, address = heapq.heappop(self.expiries)
+                due, address = heapq.heappop(self.expiries)
                 log = self.logs.get(address)
-                if log is not None and log.expires_at <= now:
+                if log is None or log.due != due:
+                    continue
+                if log.expires_at <= now:
                     del self.logs[address]
+                else:
+                    log.due = math.inf
+                    self.expire(address, log, log.expires_at)
             while self.deleted and next(iter(self.deleted.values()))[0] <= now:
                 self.deleted.popitem(last=False)
+
+    def close(self) -> None:
+        with self.lock:
+            self.closed.set()
+            self.logs.clear()
+            self.deleted.clear()
+            self.expiries.clear()
 
 
 def _purge(engine: "weakref.ref[_Engine]", closed: threading.Event) -> None:
@@ -244,9 +286,8 @@ class MemoryStore:
             self._check_expected(session_id, log, expected)
             if log is None:
                 return Removal((), None)
-            gone = tuple(e.id for e in log.entries if e.id in wanted)
+            gone = log.take(wanted)
             if gone:
-                log.entries = [e for e in log.entries if e.id not in wanted]
                 log.version = log.epoch = engine.next_version()
                 log.updated_at = engine.clock()
             removal = Removal(gone, log.session())
@@ -264,19 +305,21 @@ class MemoryStore:
         engine = self._engine
         with engine.lock:
             log = engine.find(address)
-            if op_id is not None and (first := engine.deleted.get((address, op_id))):
-                return first[1]
+            if op_id is not None and (first := engine.remembered_deletion(address, op_id)) is not None:
+                return first
             self._check_expected(session_id, log, expected)
             if log is not None:
                 del engine.logs[address]
             if op_id is not None:
-                engine.deleted[address, op_id] = (engine.clock() + 60, log is not None)
+                engine.remember_deletion(address, op_id, log is not None)
             return log is not None
 
     async def sessions(self, *, prefix: str = "", after: str | None = None) -> AsyncIterator[Session]:
         """See `SessionStore.sessions`."""
         engine, space = self._engine, (self._options.tenant, self._options.namespace)
+        self.limits.check_prefix(prefix)
         with engine.lock:
+            engine.ensure_open()
             found = [(log.updated_at, log.version, a) for a, log in engine.logs.items() if a[:2] == space]
             start = math.inf, 0
             if after is not None:
@@ -314,8 +357,7 @@ class MemoryStore:
 
     async def aclose(self) -> None:
         """Forget every session."""
-        self._engine.closed.set()
-        self._engine.logs.clear()
+        self._engine.close()
 
     def _address(self, session_id: str) -> _Address:
         return self._options.tenant, self._options.namespace, self.limits.check_id(session_id)

@@ -1,0 +1,160 @@
+"""Connections to Redis: the only module that knows where the server is and how to reach it.
+
+A connection belongs to the event loop it was made on, and to one exchange at a time. Whoever is interrupted in an
+exchange, for whatever reason, closes the connection: no reply can ever reach another caller.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+from weakref import WeakKeyDictionary
+
+from redis.asyncio.connection import AbstractConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
+
+from webai_api.errors import InvalidInput, StoreError
+
+__all__ = ["Connections", "NotSent"]
+
+MAX_CONNECTIONS = 32  # per event loop; callers above it wait, which counts against their deadline
+STALL_TIMEOUT = 1.0  # seconds without a byte after which a server is taken to be gone
+URL_OPTIONS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"})
+
+_logger = logging.getLogger("webai_api")
+
+
+class NotSent(Exception):
+    """The server could not be reached: nothing was sent, so nothing happened."""
+
+
+def connection_options(url: str) -> dict[str, Any]:
+    """Return what redis-py's connection class takes, from a ``redis://`` or ``rediss://`` URL.
+
+    Raises:
+        InvalidInput: the URL is malformed or has options we do not take; never repeats its password.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port, unknown = parts.hostname, parts.port, set(parse_qs(parts.query)) - URL_OPTIONS
+        options: dict[str, Any] = dict(parse_url(url))
+    except ValueError as error:
+        raise InvalidInput("the Redis URL is malformed: redis://[user:password@]host[:port][/database]") from error
+    if not host or port == 0 or not re.fullmatch(r"(/[0-9]{0,6})?", parts.path) or parts.fragment:
+        raise InvalidInput("a Redis URL is redis://[user:password@]host[:port][/database], the database a number")
+    if unknown:
+        raise InvalidInput(f"the Redis URL has options that are not known: {', '.join(sorted(unknown))}")
+    return options
+
+
+class Connections:
+    """Connections to one server, a small pool for each event loop."""
+
+    def __init__(self, url: str) -> None:
+        options = connection_options(url)
+        self._class: type[AbstractConnection] = options.pop("connection_class", None) or _plain_connection()
+        self._options = {
+            **options,
+            "protocol": 2,
+            "socket_timeout": STALL_TIMEOUT,
+            "socket_connect_timeout": STALL_TIMEOUT,
+            "retry": Retry(NoBackoff(), 0),  # redis-py 6 and later re-send writes by themselves; re-sending is ours
+            "health_check_interval": 0,
+        }
+        self.host, self.port = options.get("host", "localhost"), options.get("port", 6379)
+        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
+        self._closed = False
+
+    async def exchange(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Send the commands in one write and return their replies, in order; error replies as exceptions in the list.
+
+        Raises:
+            NotSent: no connection could be made.
+            AuthenticationError: the server refused the credentials.
+            RedisError, OSError: the connection broke; the commands may have been executed.
+        """
+        if self._closed:
+            raise StoreError("this store is closed")
+        pool = await self._pool()
+        async with pool.room:
+            connection = pool.idle.pop() if pool.idle else self._class(**self._options)
+            try:
+                if not connection.is_connected:
+                    await self._connect(connection)
+                await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+                replies = [await _reply(connection) for _ in commands]
+            except BaseException:
+                await connection.disconnect(nowait=True)
+                raise
+            if pool.closed:
+                await connection.disconnect(nowait=True)
+            else:
+                pool.idle.append(connection)
+            return replies
+
+    async def aclose(self) -> None:
+        """Close the connections of this loop now, and those of other running loops as soon as they come to it."""
+        self._closed = True
+        here = asyncio.get_running_loop()
+        for loop, pool in list(self._pools.items()):
+            if loop is here:
+                await pool.guard.aclose()
+            elif loop.is_running():
+                asyncio.run_coroutine_threadsafe(pool.guard.aclose(), loop)
+
+    async def _connect(self, connection: AbstractConnection) -> None:
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]  # redis-py gives it no types
+        except AuthenticationError as error:
+            if "without any password configured" not in str(error):
+                raise
+            _logger.warning("a Redis password is set, but the server at %s:%s has none", self.host, self.port)
+            self._options.pop("password", None)
+            raise NotSent(str(error)) from error
+        except (RedisError, OSError) as error:
+            raise NotSent(str(error)) from error
+
+    async def _pool(self) -> "_Pool":
+        loop = asyncio.get_running_loop()
+        pool = self._pools.get(loop)
+        if pool is None:
+            pool = self._pools[loop] = _Pool()
+            await anext(pool.guard)
+        return pool
+
+
+class _Pool:
+    """The connections of one event loop, the one used last on top."""
+
+    def __init__(self) -> None:
+        self.idle: list[AbstractConnection] = []
+        self.room = asyncio.Semaphore(MAX_CONNECTIONS)
+        self.closed = False
+        self.guard = self._guard()
+
+    async def _guard(self) -> AsyncGenerator[None, None]:
+        # An asynchronous generator that was begun is closed by the loop's own shutdown (`asyncio.run` does that), so
+        # a manager that outlives a loop leaves no open connection behind.
+        try:
+            yield
+        finally:
+            self.closed = True
+            while self.idle:
+                await self.idle.pop().disconnect(nowait=True)
+
+
+async def _reply(connection: AbstractConnection) -> Any:
+    try:
+        return await connection.read_response()
+    except (ResponseError, BusyLoadingError, AuthenticationError) as error:  # an answer, and the connection is good
+        return error
+
+
+def _plain_connection() -> type[AbstractConnection]:
+    from redis.asyncio import Connection  # noqa: PLC0415  # only where the URL names no other class
+
+    return Connection

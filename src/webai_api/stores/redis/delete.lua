@@ -1,0 +1,25 @@
+-- Delete a session. KEYS: list, log, hash. ARGV: expected version ('' not given), operation token.
+-- Replies: deleted with 1 or 0 (there was none); conflict; damaged (only if a version is expected).
+-- The hash stays as a tombstone for a minute: a re-sent delete that finds its token there gets its first answer and
+-- touches nothing, so it can never remove what was appended after its first try; and versions go on rising.
+local expected, token = tonumber(ARGV[1]), ARGV[2]
+
+local ok, session, floor, tokens, refusal = pcall(load)
+if not ok then -- another type at one of the keys
+  if expected then return { 'damaged' } end
+  redis.call('UNLINK', LIST, LOG, HASH)
+  return { 'deleted', 1 }
+end
+local first_answer = answer_of(tokens, token)
+if first_answer then return { 'deleted', tonumber(first_answer) } end
+local damaged = refusal and refusal[1] == 'damaged'
+if expected and damaged then return refusal end
+if expected and expected ~= (session and session.version or 0) then return reply('conflict', session) end
+
+local existed = (session or damaged) and '1' or '0'
+allow_when_full()
+redis.call('HSET', HASH, 'd', '1', 'v', text(floor), 'o', with_token(tokens, token, existed))
+redis.call('PEXPIRE', HASH, TOMBSTONE_MS)
+redis.call('HDEL', HASH, 'e', 'b', 's', 'n', 'r', 'u', 'x', 'm', 'f')
+redis.call('UNLINK', LIST, LOG)
+return { 'deleted', tonumber(existed) }

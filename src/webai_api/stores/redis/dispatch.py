@@ -1,0 +1,130 @@
+"""Calls to Redis: sent, and sent again until there is an answer or the deadline is over.
+
+Re-sending is safe because every script is idempotent (item ids, operation tokens). What a caller sees is an answer,
+or an error that says whether something may have happened.
+"""
+
+import asyncio
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoPermissionError,
+    NoScriptError,
+    RedisError,
+    ResponseError,
+)
+
+from webai_api.errors import AuthenticationFailed, CorruptData, OutcomeUnknown, StoreError, StoreUnavailable
+from webai_api.stores.redis.connect import Connections, NotSent
+from webai_api.stores.redis.keys import PROBE
+from webai_api.stores.redis.scripts import script
+
+__all__ = ["Call", "Dispatcher"]
+
+BACKOFF_FIRST, BACKOFF_LAST = 0.02, 1.0  # seconds; full jitter, doubling
+
+# Refusals that pass: the server executed nothing. They come bare, or wrapped in a script's error.
+PASSING = re.compile(r"\b(READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|UNBLOCKED|BUSY|MISCONF)\b")
+FORBIDDEN = re.compile(r"NOPERM|NOAUTH|WRONGPASS|ACL failure|no permissions|can't run this command|can't access")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One script with its keys and arguments, or (with *script* None) a plain command."""
+
+    script: str | None
+    keys: Sequence[str]
+    args: Sequence[Any]
+
+    def command(self, *, by_source: bool) -> Sequence[Any]:
+        if self.script is None:
+            return self.args
+        source = script(self.script)
+        verb, which = ("EVAL", source.source) if by_source else ("EVALSHA", source.digest)
+        return (verb, which, len(self.keys), *self.keys, *self.args)
+
+
+class Dispatcher:
+    """Gets calls answered."""
+
+    def __init__(self, connections: Connections) -> None:
+        self.connections = connections
+        self._probed = False
+
+    async def run(self, calls: Sequence[Call], *, deadline: float, write: bool) -> list[Any]:
+        """Return the answers to *calls*, which travel together and in order, within *deadline* seconds.
+
+        Raises:
+            StoreUnavailable: none of them was executed.
+            OutcomeUnknown: they may have been (only if *write*).
+            AuthenticationFailed, CorruptData, StoreError: the server refused one of them.
+        """
+        end = asyncio.get_running_loop().time() + deadline
+        if not self._probed:
+            await self._run([Call("probe", PROBE, ())], end, write=False)
+            self._probed = True
+        return await self._run(calls, end, write=write)
+
+    async def _run(self, calls: Sequence[Call], end: float, *, write: bool) -> list[Any]:
+        loop = asyncio.get_running_loop()
+        by_source = unknown = False
+        pause = BACKOFF_FIRST
+        while True:
+            cause: Exception
+            try:
+                async with asyncio.timeout_at(end):
+                    replies = await self.connections.exchange([call.command(by_source=by_source) for call in calls])
+            except AuthenticationError as error:
+                raise AuthenticationFailed("redis: the user name or the password was refused") from error
+            except NotSent as error:
+                cause = error
+            except (RedisError, OSError, TimeoutError) as error:
+                cause, unknown = error, write
+            else:
+                refusals = [reply for reply in replies if isinstance(reply, Exception)]
+                if not refusals:
+                    return replies
+                cause = refusals[0]
+                if isinstance(cause, NoScriptError) and not by_source:
+                    by_source = True
+                    continue
+                _raise_final(cause, unknown=unknown)
+            left = end - loop.time()
+            if left <= 0:
+                raise _gave_up(self.connections, cause, unknown=unknown) from cause
+            # Full jitter: callers that failed together do not come back together.
+            await asyncio.sleep(min(left, random.uniform(0, pause)))  # noqa: S311  # no secret
+            pause = min(pause * 2, BACKOFF_LAST)
+
+
+def _raise_final(refusal: Exception, *, unknown: bool) -> None:
+    """Raise for a refusal that no retry changes; return for one that may pass."""
+    text = str(refusal)
+    if isinstance(refusal, BusyLoadingError) or PASSING.search(f"{type(refusal).__name__} {text}"):
+        return
+    if type(refusal).__name__ in ("ReadOnlyError", "MasterDownError", "ClusterDownError", "TryAgainError"):
+        return  # redis-py has taken the word from their text
+    if isinstance(refusal, NoPermissionError | AuthenticationError) or FORBIDDEN.search(text):
+        raise AuthenticationFailed(f"redis: {text:.200}") from refusal
+    if type(refusal).__name__ == "OutOfMemoryError" or "OOM command" in text:
+        error = OutcomeUnknown if unknown else StoreUnavailable
+        raise error("redis: its memory is full (maxmemory): free some or raise the limit") from refusal
+    if "WRONGTYPE" in text:
+        raise CorruptData("redis: another kind of value is stored at a key of this session") from refusal
+    if isinstance(refusal, ResponseError) and "unknown command" in text.lower():
+        raise StoreError(f"redis: the server lacks a command that is needed (Redis >= 6.2): {text:.100}") from refusal
+    raise StoreError(f"redis: {text:.200}") from refusal
+
+
+def _gave_up(connections: Connections, cause: Exception, *, unknown: bool) -> StoreError:
+    where = f"redis at {connections.host}:{connections.port}"
+    why = str(cause) or type(cause).__name__
+    if unknown:
+        return OutcomeUnknown(f"{where} did not confirm in time; repeat with the same ids ({why:.200})")
+    return StoreUnavailable(f"{where} did not answer in time ({why:.200})")

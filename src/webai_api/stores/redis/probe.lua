@@ -1,0 +1,28 @@
+-- Run every command that the other scripts use, on keys no session can have, and leave nothing behind: an account
+-- that lacks one of them is refused at the start instead of in the middle of a write. KEYS: list, log, hash, index.
+redis.call('LTRIM', KEYS[1], 0, -1) -- first, so that a full memory does not fail the probe
+redis.call('TIME')
+redis.call('RPUSH', KEYS[1], 'a')
+redis.call('LSET', KEYS[1], 0, 'b')
+redis.call('LLEN', KEYS[1])
+redis.call('LRANGE', KEYS[1], 0, -1)
+redis.call('PEXPIREAT', KEYS[1], 4102444800000)
+redis.call('PTTL', KEYS[1])
+redis.call('PERSIST', KEYS[1])
+redis.call('LREM', KEYS[1], 0, 'b')
+redis.call('ZADD', KEYS[2], 'GT', 1, 'a')
+redis.call('ZMSCORE', KEYS[2], 'a')
+redis.call('ZSCORE', KEYS[2], 'a')
+redis.call('ZCARD', KEYS[2])
+redis.call('ZRANDMEMBER', KEYS[2], 1, 'WITHSCORES')
+redis.call('ZREMRANGEBYRANK', KEYS[2], 1, -1)
+redis.call('ZREM', KEYS[2], 'a')
+redis.call('HSET', KEYS[3], 'a', 'b', 'c', 'd')
+redis.call('HMGET', KEYS[3], 'a')
+redis.call('HDEL', KEYS[3], 'a')
+redis.call('EXISTS', KEYS[3])
+redis.call('PEXPIRE', KEYS[3], 60000)
+redis.call('ZADD', KEYS[4], 'GT', 1, 'a')
+redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3])
+redis.call('UNLINK', KEYS[4])
+return 1

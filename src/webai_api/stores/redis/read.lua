@@ -1,0 +1,16 @@
+-- Read a window of a session. KEYS: list, log, hash.
+-- ARGV: after seq, before seq, last n, epoch; '' where not given.
+-- Replies: ok with the session and the entries; adopted, the same where entries of other code were found; none; lost;
+--   damaged.
+local session, _, tokens, refusal = load()
+if refusal then return refusal end
+if not session then return { 'none' } end
+local adopted = session.adopted
+if adopted then
+  -- Keep what the adoption gave out. A read must work on a full memory, too.
+  allow_when_full()
+  save(session)
+  expire(LOG, session)
+end
+local start, entries = window(session, tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]))
+return reply(adopted and 'adopted' or 'ok', session, start, entries)

@@ -1,0 +1,178 @@
+-- What every script of a session begins with. KEYS: list, log, hash; all in one slot.
+-- Units: *_us microseconds, *_ms milliseconds since 1970; seq counts items from 1; index counts list positions from 0.
+-- The hash: v version, e epoch, b birth (us), s last seq, n entries the list must hold, r removed ranges of seqs
+--   between the first and the last one ("a-b,c-d"), u updated (ms), x expiry (ms, 0 none), m metadata, f format,
+--   o tokens of the last operations ("token=answer;..."), d 1 if deleted (then only v, d and o are there).
+-- The log: member = digest of an item id, score = seq * 2^21 + 21 bits of its content's fingerprint.
+-- Numbers above 10^14 are never turned into text but by %.0f: tostring, .. and cjson round them.
+
+local LIST, LOG, HASH = KEYS[1], KEYS[2], KEYS[3]
+local WINDOW = 64          -- ids remembered; at least the last call's
+local OPERATIONS = 16      -- tokens remembered
+local TOMBSTONE_MS = 60000 -- how long a deleted session's hash answers re-sent calls
+local FINGERPRINTS = 2097152
+local CHUNK = 1000         -- values given to unpack at once
+
+local time = redis.call('TIME')
+local now_us = time[1] * 1000000 + time[2]
+local now_ms = math.floor(now_us / 1000)
+
+local function text(number) return string.format('%.0f', number) end
+
+local function next_version(version) return math.max(version + 1, now_us) end
+
+local function parse_ranges(given)
+  local ranges = {}
+  for from, to in string.gmatch(given, '(%d+)-(%d+)') do
+    ranges[#ranges + 1] = { tonumber(from), tonumber(to) }
+  end
+  return ranges
+end
+
+local function format_ranges(ranges)
+  local parts = {}
+  for i, range in ipairs(ranges) do parts[i] = text(range[1]) .. '-' .. text(range[2]) end
+  return table.concat(parts, ',')
+end
+
+local function first_seq(session)
+  local gaps = 0
+  for _, range in ipairs(session.ranges) do gaps = gaps + range[2] - range[1] + 1 end
+  return session.seq - session.count - gaps + 1
+end
+
+-- How many entries of the list have a seq of at most this one.
+local function entries_upto(session, seq)
+  if seq >= session.seq then return session.count end
+  local found = seq - first_seq(session) + 1
+  for _, range in ipairs(session.ranges) do
+    if range[1] <= seq then found = found - (math.min(range[2], seq) - range[1] + 1) end
+  end
+  return math.max(0, found)
+end
+
+local function seq_at(session, index)
+  local seq = first_seq(session) + index
+  for _, range in ipairs(session.ranges) do
+    if seq >= range[1] then seq = seq + range[2] - range[1] + 1 end
+  end
+  return seq
+end
+
+local buried = false    -- the hash is a tombstone
+local stale_log = false -- the log belongs to a session that is gone without a trace
+
+-- Returns session (nil: there is none), the version that the next one must exceed, the tokens, and a refusal.
+-- A list longer than the hash says was appended to by other code: its entries are adopted. A key of another type
+-- fails one of these reads, so before anything is written.
+local function load()
+  local found, known = redis.call('LLEN', LIST), redis.call('ZCARD', LOG)
+  local h = redis.call('HMGET', HASH, 'v', 'e', 'b', 's', 'n', 'r', 'u', 'x', 'm', 'o', 'd')
+  local tokens = h[10] or ''
+  buried = h[11]
+  stale_log = known > 0 and (buried or not h[1])
+  local session
+  if h[1] and not buried then
+    session = {
+      version = tonumber(h[1]), epoch = tonumber(h[2]), birth = tonumber(h[3]), seq = tonumber(h[4]),
+      count = tonumber(h[5]), updated = tonumber(h[7]), expires = tonumber(h[8]), metadata = h[9] or '{}',
+    }
+    if not (session.version and session.epoch and session.birth and session.seq and session.count
+        and session.updated and session.expires and h[6]) then
+      return nil, 0, tokens, { 'damaged' }
+    end
+    session.ranges = parse_ranges(h[6])
+    if found < session.count then return session, session.version, tokens, { 'lost', session.count, found } end
+  elseif found > 0 then
+    local version = next_version(tonumber(h[1] or 0) or 0)
+    session = {
+      version = version, epoch = version, birth = version, seq = 0, count = 0, updated = now_ms, expires = 0,
+      metadata = '{}', ranges = {},
+    }
+  else
+    return nil, tonumber(h[1] or 0) or 0, tokens, nil
+  end
+  if found > session.count then
+    session.adopted, session.whole = true, true
+    session.version = next_version(session.version)
+    session.updated = now_ms
+    session.seq = session.seq + found - session.count
+    session.count = found
+    local left = redis.call('PTTL', LIST)
+    session.expires = left > 0 and now_ms + left or 0
+  end
+  return session, session.version, tokens, nil
+end
+
+local function expire(key, session)
+  if session.expires > 0 then
+    redis.call('PEXPIREAT', key, text(session.expires))
+  elseif session.persist then
+    redis.call('PERSIST', key)
+  end
+end
+
+-- Called before the log is written: ids of a session that is gone say nothing about this one.
+local function settle_log()
+  if stale_log then redis.call('UNLINK', LOG) end
+  stale_log = false
+end
+
+-- Write what every change moves, or the whole of it; without tokens, those of the hash stay.
+local function save(session, tokens)
+  redis.call('HSET', HASH, 'v', text(session.version), 's', text(session.seq), 'n', text(session.count),
+    'u', text(session.updated), 'x', text(session.expires))
+  if session.whole or tokens then
+    redis.call('HSET', HASH, 'e', text(session.epoch), 'b', text(session.birth), 'r', format_ranges(session.ranges),
+      'm', session.metadata, 'f', '1')
+  end
+  if tokens then redis.call('HSET', HASH, 'o', tokens) end
+  if buried then
+    redis.call('HDEL', HASH, 'd')
+    session.persist = true -- the tombstone's expiry is not the session's
+  end
+  settle_log()
+  expire(HASH, session)
+end
+
+local function answer_of(tokens, token)
+  for known, answer in string.gmatch(tokens, '([^=;]+)=([^;]*);') do
+    if known == token then return answer end
+  end
+end
+
+local function with_token(tokens, token, answer)
+  local kept = {}
+  for known in string.gmatch(tokens, '[^;]+;') do kept[#kept + 1] = known end
+  kept[#kept + 1] = token .. '=' .. answer .. ';'
+  return table.concat(kept, '', math.max(1, #kept - OPERATIONS + 1))
+end
+
+-- Make the next write succeed on a full memory: the server decides that before a script's first write only, and this
+-- one, which changes nothing, is always allowed.
+local function allow_when_full() redis.call('LTRIM', LIST, 0, -1) end
+
+-- The reply of every script: status, the session's fields, where the entries begin, the entries.
+local function reply(status, session, start, entries)
+  if not session then return { status } end
+  return {
+    status, session.version, session.epoch, session.birth, session.seq, session.count, session.updated,
+    session.expires, session.metadata, format_ranges(session.ranges), start or 0, entries or {},
+  }
+end
+
+-- Entries with after < seq < before, at most the newest last ones: the index of the first, and the entries.
+local function window(session, after, before, last, epoch)
+  if epoch and (epoch ~= session.epoch or after > session.seq) then after = 0 end
+  local from = entries_upto(session, after)
+  local to = before and entries_upto(session, before - 1) or session.count
+  if last then from = math.max(from, to - last) end
+  if from >= to then return from, {} end
+  return from, redis.call('LRANGE', LIST, from, to - 1)
+end
+
+-- What a writer that has seen everything up to after in epoch has missed.
+local function news(session, after, epoch)
+  if not session or not after then return 0, {} end
+  return window(session, after, nil, nil, epoch)
+end
