@@ -95,7 +95,8 @@ class Packed(NamedTuple):
 
 def pack(item_id: str, data: Mapping[str, Any], limits: Limits) -> Packed:
     """Return the packed form of an item, less its time."""
-    own = {("~" + k if k.startswith("~") else k): v for k, v in data.items() if k != "id"}
+    # A key that is no str is passed on, for `encode` to refuse.
+    own = {("~" + k if isinstance(k, str) and k.startswith("~") else k): v for k, v in data.items() if k != "id"}
     if "id" in data:
         own["~id"] = data["id"]
     tail = encode(own, limits, "item", limits.item_bytes).decode()
@@ -115,7 +116,7 @@ def unpack(raw: bytes | str) -> tuple[str | None, float | None, dict[str, Any]]:
     """
     stored = decode(raw)
     at, item_id = stored.get("~at"), stored.get("id")
-    if not isinstance(at, int) or not isinstance(item_id, str):
+    if not isinstance(at, int) or not isinstance(item_id, str) or at.bit_length() > 63:
         return None, None, stored
     data = {}
     for key, value in stored.items():

@@ -49,6 +49,13 @@ class Limits:
             raise InvalidInput(f"{name} must not contain control characters or line breaks")
         return value
 
+    def check_prefix(self, value: object) -> str:
+        """Return *value* if an id could be compared with it; one that no id begins with is no error."""
+        if not isinstance(value, str):
+            raise InvalidType(f"prefix must be a str, not {type(value).__name__}")
+        _utf8(value, "prefix")
+        return value
+
     def check_items(self, items: Sequence[Item]) -> None:
         """Refuse a call whose items are too many, of the wrong type, or share an id."""
         if isinstance(items, str | bytes | Mapping) or not isinstance(items, Sequence):
@@ -161,7 +168,7 @@ def check_ttl(ttl: object, name: str = "ttl") -> float:
     """Return *ttl* in seconds if it is above zero and at most ten years, or `math.inf` for no expiry."""
     if isinstance(ttl, bool) or not isinstance(ttl, int | float):
         raise InvalidType(f"{name} must be a number of seconds, not {type(ttl).__name__}")
-    if math.isnan(ttl) or ttl <= 0 or TTL_MAX < ttl < math.inf:
+    if not (0 < ttl <= TTL_MAX or ttl == math.inf):
         raise InvalidInput(
             f"{name} must be above 0 and at most {TTL_MAX:.0f} seconds (ten years), or math.inf for none"
         )
@@ -187,8 +194,8 @@ def check_options(
     if deadline is not None:
         if isinstance(deadline, bool) or not isinstance(deadline, int | float):
             raise InvalidType(f"deadline must be a number of seconds, not {type(deadline).__name__}")
-        if not 0 < deadline < math.inf:
-            raise InvalidInput("deadline must be above 0 seconds and finite")
+        if not 0 < deadline <= TTL_MAX:
+            raise InvalidInput(f"deadline must be above 0 and at most {TTL_MAX:.0f} seconds")
     return StoreOptions(
         tenant=options.tenant if tenant is None else tenant,
         namespace=options.namespace if namespace is None else namespace,

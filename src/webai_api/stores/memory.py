@@ -91,7 +91,8 @@ class _Log:
 
     def take(self, wanted: set[str]) -> tuple[str, ...]:
         """Drop the newest entry of each id; return the ids dropped, oldest entry first."""
-        kept, gone = [], []
+        kept: list[_Entry] = []
+        gone: list[_Entry] = []
         for entry in reversed(self.entries):
             (gone if entry.id in wanted else kept).append(entry)
             wanted.discard(entry.id)

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from weakref import WeakKeyDictionary
 
+from redis.asyncio import Connection, Redis
 from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -56,7 +57,9 @@ class Connections:
 
     def __init__(self, url: str) -> None:
         options = connection_options(url)
-        self._class: type[AbstractConnection] = options.pop("connection_class", None) or _plain_connection()
+        self._url = url
+        self._client: Redis | None = None
+        self._class: type[AbstractConnection] = options.pop("connection_class", Connection)
         self._options = {
             **options,
             "protocol": 2,
@@ -96,9 +99,17 @@ class Connections:
                 pool.idle.append(connection)
             return replies
 
+    def client(self) -> Any:
+        """Return a redis-py client of the same server, always the same one; it has connections of its own."""
+        if self._client is None:
+            self._client = Redis.from_url(self._url, decode_responses=True)
+        return self._client
+
     async def aclose(self) -> None:
         """Close the connections of this loop now, and those of other running loops as soon as they come to it."""
         self._closed = True
+        if self._client is not None:
+            await self._client.aclose()
         here = asyncio.get_running_loop()
         for loop, pool in list(self._pools.items()):
             if loop is here:
@@ -152,9 +163,3 @@ async def _reply(connection: AbstractConnection) -> Any:
         return await connection.read_response()
     except (ResponseError, BusyLoadingError, AuthenticationError) as error:  # an answer, and the connection is good
         return error
-
-
-def _plain_connection() -> type[AbstractConnection]:
-    from redis.asyncio import Connection  # noqa: PLC0415  # only where the URL names no other class
-
-    return Connection

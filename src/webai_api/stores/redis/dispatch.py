@@ -75,8 +75,8 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         by_source = unknown = False
         pause = BACKOFF_FIRST
+        cause: Exception | None = None
         while True:
-            cause: Exception
             try:
                 async with asyncio.timeout_at(end):
                     replies = await self.connections.exchange([call.command(by_source=by_source) for call in calls])
@@ -85,7 +85,7 @@ class Dispatcher:
             except NotSent as error:
                 cause = error
             except (RedisError, OSError, TimeoutError) as error:
-                cause, unknown = error, write
+                cause, unknown = (error if str(error) else cause or error), write
             else:
                 refusals = [reply for reply in replies if isinstance(reply, Exception)]
                 if not refusals:

@@ -44,6 +44,11 @@ class RedisStore:
         connections = self._dispatcher.connections
         return f"RedisStore({connections.host}:{connections.port})"
 
+    @property
+    def client(self) -> Any:
+        """A redis-py asyncio client of the same server, for the caller's own commands; `aclose` closes it, too."""
+        return self._dispatcher.connections.client()
+
     async def append(
         self,
         session_id: str,

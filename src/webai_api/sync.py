@@ -1,0 +1,129 @@
+"""`SyncSessionManager`: the same verbs without ``await``.
+
+Its store lives on an event loop of its own, in a thread of its own, so it works in plain scripts, in threads, and
+inside a running loop (which it blocks for the time of the call).
+"""
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from webai_api.errors import StoreError
+from webai_api.manager import SessionManager
+from webai_api.types import History, Message, Session
+
+__all__ = ["SyncSessionManager"]
+
+T = TypeVar("T")
+
+
+class SyncSessionManager:
+    """`SessionManager` for code that is not asynchronous; safe to share between threads. Errors are the same."""
+
+    def __init__(self, manager: SessionManager) -> None:
+        """Use *manager*, which must not be used directly any more; `close` closes it."""
+        self._manager = manager
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=_serve, args=(self._loop,), name="webai-api sync", daemon=True)
+        self._thread.start()
+        self._stop = weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        """Return a manager of the store at *url*: see `SessionManager.from_url`."""
+        return cls(SessionManager.from_url(url, **options))
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Return the manager that the environment describes: see `SessionManager.from_env`."""
+        return cls(SessionManager.from_env(environ))
+
+    def store_message(
+        self,
+        session_id: str,
+        role: str,
+        content: Any,
+        metadata: dict[str, Any] | None = None,
+        *,
+        message_id: str | None = None,
+    ) -> Session:
+        """See `SessionManager.store_message`."""
+        return self._wait(self._manager.store_message(session_id, role, content, metadata, message_id=message_id))
+
+    def store_turn(
+        self,
+        session_id: str,
+        messages: Sequence[Message],
+        *,
+        turn_id: str | None = None,
+        expected: int | None = None,
+    ) -> Session:
+        """See `SessionManager.store_turn`."""
+        return self._wait(self._manager.store_turn(session_id, messages, turn_id=turn_id, expected=expected))
+
+    def get_history(self, session_id: str, limit: int | None = None) -> list[Message]:
+        """See `SessionManager.get_history`."""
+        return self._wait(self._manager.get_history(session_id, limit))
+
+    def read(
+        self,
+        session_id: str,
+        *,
+        after: int = 0,
+        before: int | None = None,
+        last: int | None = None,
+        epoch: int | None = None,
+    ) -> History:
+        """See `SessionManager.read`."""
+        return self._wait(self._manager.read(session_id, after=after, before=before, last=last, epoch=epoch))
+
+    def pop_message(self, session_id: str) -> Message | None:
+        """See `SessionManager.pop_message`."""
+        return self._wait(self._manager.pop_message(session_id))
+
+    def clear_session(self, session_id: str) -> bool:
+        """See `SessionManager.clear_session`."""
+        return self._wait(self._manager.clear_session(session_id))
+
+    def sessions(self, *, prefix: str = "", after: str | None = None) -> Iterator[Session]:
+        """See `SessionManager.sessions`."""
+        found = self._manager.sessions(prefix=prefix, after=after)
+
+        async def following() -> Session | None:
+            return await anext(found, None)
+
+        while (session := self._wait(following())) is not None:
+            yield session
+
+    def close(self) -> None:
+        """Close the manager and end its thread. Closing twice is harmless; a later call raises StoreError."""
+        if self._stop.alive:
+            self._wait(self._manager.aclose())
+            self._stop()
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
+        if not self._stop.alive:
+            call.close()
+            raise StoreError("this manager is closed")
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
