@@ -19,9 +19,11 @@ from dotenv import dotenv_values
 from webai_api.errors import InvalidInput
 from webai_api.limits import DEFAULT_LIMITS, Limits, check_ttl
 
-__all__ = ["DEFAULT_TTL", "Environment", "ServerSettings", "StoreSettings", "UpstreamSettings"]
+__all__ = ["DEFAULT_TTL", "EMBEDDED_STORE", "Environment", "ServerSettings", "StoreSettings", "UpstreamSettings"]
 
 DEFAULT_TTL = 30 * 86400.0  # seconds
+EMBEDDED_STORE = "sqlite:///data/sessions.db"
+"""The file that ``make run`` and the commands use where no store is configured."""
 GUIDE_TTL = 3600.0  # seconds; REDIS_TTL's default in the guide
 GEMINI_URL = "https://generativelanguage.googleapis.com/v1beta/openai"
 OPENAI_URL = "https://api.openai.com/v1"

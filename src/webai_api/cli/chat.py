@@ -1,0 +1,87 @@
+"""``webai-api chat``: a conversation in the terminal, with the server in this process or with a running one.
+
+Both are spoken to by the same request, so the terminal sees what any client sees.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import sys
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+
+from webai_api.cli.server_access import ChatServer, local_server, remote_server
+from webai_api.cli.store_choice import server_settings
+from webai_api.cli.terminal import printable
+from webai_api.errors import SessionError
+
+__all__ = ["run"]
+
+
+def run(arguments: Namespace) -> int:
+    """Talk until Ctrl-D, or say one thing."""
+    return asyncio.run(_chat(arguments))
+
+
+async def _chat(arguments: Namespace) -> int:
+    session_id = arguments.session or f"chat-{secrets.token_hex(4)}"
+    once, terminal = " ".join(arguments.message), sys.stdin.isatty()
+    async with _server(arguments) as server:
+        print(f"session: {printable(session_id)}, model: {printable(arguments.model)}", file=sys.stderr)
+        if once:
+            return 0 if await _say(server, arguments.model, session_id, once) else 1
+        if terminal:
+            print("Ctrl-D ends; --session continues another time.", file=sys.stderr)
+        worked = True
+        while (line := await asyncio.to_thread(_read_line, "> " if terminal else "")) is not None:
+            if line.strip():
+                worked = await _say(server, arguments.model, session_id, line)
+        return 0 if worked else 1
+
+
+def _server(arguments: Namespace) -> AbstractAsyncContextManager[ChatServer]:
+    if arguments.url:
+        return remote_server(arguments.url, os.environ.get("WEBAI_API_KEY"))
+    return local_server(server_settings(arguments), arguments.tenant)
+
+
+def _read_line(prompt: str) -> str | None:
+    try:
+        return input(prompt)
+    except EOFError:
+        return None
+
+
+async def _say(server: ChatServer, model: str, session_id: str, text: str) -> bool:
+    """Print the answer as it comes; return whether it was completed, which means stored."""
+    body = {"model": model, "stream": True, "session_id": session_id, "messages": [{"role": "user", "content": text}]}
+    completed = False
+    try:
+        async for piece in _pieces(server.chat(json.dumps(body).encode())):
+            completed = piece is None
+            print(printable(piece or "\n"), end="", flush=True)
+    except SessionError as error:
+        print(f"webai-api: {error}", file=sys.stderr)
+        return False
+    if not completed:
+        print("\nwebai-api: the answer was cut off and not stored; say it again", file=sys.stderr)
+    return completed
+
+
+async def _pieces(lines: AsyncIterator[bytes]) -> AsyncIterator[str | None]:
+    """Yield the text of an event stream as it comes, and None when it is complete."""
+    async for line in lines:
+        if not line.startswith(b"data:"):
+            continue
+        payload = line[5:].strip()
+        if payload == b"[DONE]":
+            yield None
+            return
+        event = json.loads(payload)
+        if "error" in event:
+            raise SessionError(printable(str(event["error"].get("message"))))
+        for choice in event.get("choices", ()):
+            delta = choice.get("delta", {})
+            yield delta.get("content") or delta.get("refusal") or ""

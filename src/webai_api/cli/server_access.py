@@ -1,0 +1,126 @@
+"""A server to talk to: this process's own application, without a port, or a running one over HTTP."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, MutableMapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from webai_api.errors import InvalidInput, SessionError
+from webai_api.settings import ServerSettings
+from webai_api.urls import open_store
+
+__all__ = ["ChatServer", "local_server", "remote_server"]
+
+NEEDS = "webai-api chat needs: pip install 'webai-api[server]'"
+
+
+class ChatServer(Protocol):
+    """Answers chat requests."""
+
+    def chat(self, body: bytes) -> AsyncIterator[bytes]:
+        """Yield the lines of the answer's event stream. A refusal raises SessionError with the server's words."""
+        ...
+
+
+@asynccontextmanager
+async def local_server(settings: ServerSettings, tenant: str | None) -> AsyncIterator[ChatServer]:
+    """Run the application in this process for as long as the block lasts."""
+    try:
+        from webai_api.server.app import create_app
+    except ImportError as error:
+        raise ImportError(NEEDS) from error
+    store = open_store(settings.store.store_url or "memory://", limits=settings.store.limits)
+    app = create_app(replace(settings, api_keys=()), store.with_options(tenant=tenant))
+    events: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
+    states: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
+    lifespan = asyncio.create_task(app({"type": "lifespan", "asgi": {"version": "3.0"}}, events.get, states.put))
+    try:
+        await events.put({"type": "lifespan.startup"})
+        await states.get()
+        yield _Local(app)
+    finally:
+        await events.put({"type": "lifespan.shutdown"})
+        await lifespan
+        await store.aclose()
+
+
+@asynccontextmanager
+async def remote_server(url: str, key: str | None) -> AsyncIterator[ChatServer]:
+    """Speak to the server at *url*, with an API key if there is one."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidInput("--url must be an http:// or https:// URL, such as http://127.0.0.1:6969")
+    try:
+        import aiohttp
+    except ImportError as error:
+        raise ImportError(NEEDS) from error
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    base = url.rstrip("/").removesuffix("/v1")
+    timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=120)
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as client:
+        yield _Remote(client, f"{base}/v1/chat/completions")
+
+
+class _Local:
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def chat(self, body: bytes) -> AsyncIterator[bytes]:
+        sent: asyncio.Queue[MutableMapping[str, Any] | None] = asyncio.Queue()
+        request: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
+        await request.put({"type": "http.request", "body": body, "more_body": False})
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": "/v1/chat/completions",
+            "raw_path": b"/v1/chat/completions",
+            "query_string": b"",
+            "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+            "client": ("127.0.0.1", 0),
+            "server": ("127.0.0.1", 0),
+        }
+        running = asyncio.create_task(self._app(scope, request.get, sent.put))
+        running.add_done_callback(lambda _: sent.put_nowait(None))
+        status, rest = 500, b""
+        while (message := await sent.get()) is not None:
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                continue
+            *lines, rest = (rest + message.get("body", b"")).split(b"\n")
+            for line in lines if status == 200 else ():
+                yield line
+            if status != 200:
+                rest = b"\n".join([*lines, rest])
+        await running
+        if status != 200:
+            raise SessionError(_refusal(rest, status))
+
+
+class _Remote:
+    def __init__(self, client: Any, url: str) -> None:
+        self._client, self._url = client, url
+
+    async def chat(self, body: bytes) -> AsyncIterator[bytes]:
+        import aiohttp
+
+        try:
+            async with self._client.post(self._url, data=body) as response:
+                if response.status != 200:
+                    raise SessionError(_refusal(await response.read(), response.status))
+                async for line in response.content:
+                    yield line
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise SessionError(f"{self._url} does not answer: {error or 'timeout'}") from error
+
+
+def _refusal(body: bytes, status: int) -> str:
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"the server answered with status {status}"

@@ -1,0 +1,33 @@
+"""Which store a command works on, and where it says so."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from webai_api.settings import EMBEDDED_STORE, ServerSettings, StoreSettings
+from webai_api.urls import redacted
+
+__all__ = ["chosen_store", "embedded_file_is_missing", "server_settings"]
+
+
+def chosen_store(arguments: Namespace, settings: StoreSettings) -> str:
+    """Return the URL of ``--store``, else the configured store, else the file that ``make run`` uses; say which."""
+    if arguments.store:
+        url, why = arguments.store, "--store"
+    elif settings.store_url:
+        url, why = settings.store_url, "the environment" if settings.redis_url is None else "the REDIS_* variables"
+    else:
+        url, why = EMBEDDED_STORE, "the default"
+    print(f"store: {redacted(url)} ({why})", file=sys.stderr)
+    return str(url)
+
+
+def server_settings(arguments: Namespace) -> ServerSettings:
+    """Return the server's settings with the store of `chosen_store`."""
+    settings = ServerSettings.from_env()
+    return settings.with_store(chosen_store(arguments, settings.store))
+
+
+def embedded_file_is_missing(url: str) -> bool:
+    """Return whether *url* is the default file and nobody has made it yet: looking at it must not create it."""
+    return url == EMBEDDED_STORE and not Path(EMBEDDED_STORE.removeprefix("sqlite:///")).exists()
