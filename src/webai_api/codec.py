@@ -95,8 +95,8 @@ class Packed(NamedTuple):
 
 def pack(item_id: str, data: Mapping[str, Any], limits: Limits) -> Packed:
     """Return the packed form of an item, less its time."""
-    # A key that is no str is passed on, for `encode` to refuse.
-    own = {("~" + k if isinstance(k, str) and k.startswith("~") else k): v for k, v in data.items() if k != "id"}
+    given: Mapping[Any, Any] = data  # a key that is no str is passed on, for `encode` to refuse
+    own = {("~" + k if isinstance(k, str) and k.startswith("~") else k): v for k, v in given.items() if k != "id"}
     if "id" in data:
         own["~id"] = data["id"]
     tail = encode(own, limits, "item", limits.item_bytes).decode()

@@ -13,7 +13,7 @@ from webai_api.limits import DEFAULT_LIMITS, Limits, check_ttl
 from webai_api.messages import history_message, stored_message
 from webai_api.protocol import SessionStore
 from webai_api.settings import DEFAULT_TTL, StoreSettings
-from webai_api.types import History, Item, Message, Session, new_id
+from webai_api.types import Content, History, Item, Message, Session, new_id
 from webai_api.urls import open_store
 
 __all__ = ["SessionManager"]
@@ -105,7 +105,7 @@ class SessionManager:
         self,
         session_id: str,
         role: str,
-        content: Any,
+        content: Content,
         metadata: dict[str, Any] | None = None,
         *,
         message_id: str | None = None,

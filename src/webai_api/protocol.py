@@ -25,7 +25,7 @@ DEDUPE_WINDOW = 64  # ids remembered per session, and never fewer than the last 
 
 @runtime_checkable
 class SessionStore(Protocol):
-    """Ordered logs of items under an id. One instance may be used by any number of tasks, and by several event loops."""
+    """Ordered logs of items under an id. One instance may be used by any number of tasks, and by several loops."""
 
     async def append(
         self,
@@ -49,8 +49,8 @@ class SessionStore(Protocol):
 
         Args:
             expected: the version the session must be at; 0: it must not exist.
-            after: bring along what others stored with a higher seq (this call's own items are left out).
-                None: bring nothing.
+            after: bring along what others stored with a higher seq: neither this call's own items nor what its
+                *keep* trims. None: bring nothing.
             epoch: the epoch that *after* belongs to; if it is another by now, everything is brought along.
             ttl: seconds from now until the session expires, `math.inf` for never. None leaves the expiry as it is;
                 a new session then has none.
@@ -100,8 +100,8 @@ class SessionStore(Protocol):
 
         Args:
             expected: the version the session must be at; 0: it must not exist.
-            op_id: names this removal, so that repeating it after `OutcomeUnknown` gives the first answer again.
-                Remembered with the session, among its last 16 operations.
+            op_id: names this removal of these items, so that repeating it after `OutcomeUnknown` gives the same ids
+                again. Remembered with the session, among its last 16 operations.
 
         Raises:
             Conflict: the session is not at *expected*.

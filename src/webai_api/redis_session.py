@@ -11,7 +11,7 @@ from typing import Any, Self
 from webai_api.errors import StoreError
 from webai_api.manager import SessionManager, environment_store
 from webai_api.settings import StoreSettings
-from webai_api.types import Message
+from webai_api.types import Content, Message
 
 __all__ = ["RedisSessionManager"]
 
@@ -48,7 +48,7 @@ class RedisSessionManager:
         logger.info("Redis session manager %s", "initialized" if self.enabled else "disabled: sessions are in memory")
 
     @property
-    def redis(self) -> Any:
+    def redis(self) -> Any:  # noqa: ANN401  # redis-py is an extra; its types are not always there
         """A redis-py asyncio client of the same server, for the caller's own commands; None when disabled."""
         return getattr(self._store, "client", None)
 
@@ -56,7 +56,7 @@ class RedisSessionManager:
         self,
         session_id: str,
         role: str,
-        content: Any,
+        content: Content,
         metadata: dict[str, Any] | None = None,
         *,
         message_id: str | None = None,

@@ -12,8 +12,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from webai_api.errors import StoreError
+from webai_api.limits import DEFAULT_LIMITS, Limits
 from webai_api.manager import SessionManager
-from webai_api.types import History, Message, Session
+from webai_api.settings import DEFAULT_TTL
+from webai_api.types import Content, History, Message, Session
 
 __all__ = ["SyncSessionManager"]
 
@@ -32,9 +34,18 @@ class SyncSessionManager:
         self._stop = weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
 
     @classmethod
-    def from_url(cls, url: str, **options: Any) -> Self:
+    def from_url(
+        cls,
+        url: str,
+        *,
+        ttl: float | None = DEFAULT_TTL,
+        keep: int | None = None,
+        tenant: str | None = None,
+        deadline: float | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> Self:
         """Return a manager of the store at *url*: see `SessionManager.from_url`."""
-        return cls(SessionManager.from_url(url, **options))
+        return cls(SessionManager.from_url(url, ttl=ttl, keep=keep, tenant=tenant, deadline=deadline, limits=limits))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
@@ -45,7 +56,7 @@ class SyncSessionManager:
         self,
         session_id: str,
         role: str,
-        content: Any,
+        content: Content,
         metadata: dict[str, Any] | None = None,
         *,
         message_id: str | None = None,

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-__all__ = ["History", "Item", "Message", "Removal", "Session", "StoreOptions", "new_id"]
+__all__ = ["Content", "History", "Item", "Message", "Removal", "Session", "StoreOptions", "new_id"]
+
+Content: TypeAlias = str | list[dict[str, Any]] | None
+"""What a message says: text, a list of content parts, or (an assistant's that calls tools) nothing."""
 
 Message: TypeAlias = dict[str, Any]
 """A chat message: ``role``, ``content``, and whatever else the chat format holds."""

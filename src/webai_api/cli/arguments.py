@@ -25,7 +25,12 @@ def parser() -> argparse.ArgumentParser:
 
 def _runs(command: argparse.ArgumentParser, name: str) -> None:
     module, _, function = name.partition(":")
-    command.set_defaults(run=lambda arguments: getattr(import_module(f"webai_api.cli.{module}"), function)(arguments))
+
+    def run(arguments: argparse.Namespace) -> int:
+        exit_code: int = getattr(import_module(f"webai_api.cli.{module}"), function)(arguments)
+        return exit_code
+
+    command.set_defaults(run=run)
 
 
 def _serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

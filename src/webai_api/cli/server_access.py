@@ -65,7 +65,7 @@ async def remote_server(url: str, key: str | None) -> AsyncIterator[ChatServer]:
 
 
 class _Local:
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: "Application") -> None:
         self._app = app
 
     async def chat(self, body: bytes) -> AsyncIterator[bytes]:
@@ -103,7 +103,7 @@ class _Local:
 
 
 class _Remote:
-    def __init__(self, client: Any, url: str) -> None:
+    def __init__(self, client: "ClientSession", url: str) -> None:
         self._client, self._url = client, url
 
     async def chat(self, body: bytes) -> AsyncIterator[bytes]:

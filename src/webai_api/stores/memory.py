@@ -53,7 +53,7 @@ class _Log:
     entries: list[_Entry] = field(default_factory=list)
     metadata: bytes = b"{}"
     known: OrderedDict[str, tuple[int, int]] = field(default_factory=OrderedDict)  # id -> seq, fingerprint
-    operations: OrderedDict[str, Removal] = field(default_factory=OrderedDict)
+    operations: OrderedDict[tuple[str, frozenset[str]], tuple[str, ...]] = field(default_factory=OrderedDict)
 
     def session(self) -> Session:
         return Session(
@@ -254,7 +254,8 @@ class MemoryStore:
                 log.metadata = described
             if ttl is not None:
                 engine.expire(address, log, now + ttl)
-            return replace(news, session=log.session())
+            session = log.session()
+            return History(session, tuple(item for item in news.items if item.seq >= session.first_seq))
 
     async def read(
         self,
@@ -279,11 +280,12 @@ class MemoryStore:
         address = self._address(session_id)
         check_write(expected)
         wanted = set(self.limits.check_ids(item_ids, op_id))
+        operation = None if op_id is None else (op_id, frozenset(wanted))
         engine = self._engine
         with engine.lock:
             log = engine.find(address)
-            if log is not None and op_id is not None and op_id in log.operations:
-                return log.operations[op_id]
+            if log is not None and operation is not None and operation in log.operations:
+                return Removal(log.operations[operation], log.session())
             self._check_expected(session_id, log, expected)
             if log is None:
                 return Removal((), None)
@@ -291,12 +293,11 @@ class MemoryStore:
             if gone:
                 log.version = log.epoch = engine.next_version()
                 log.updated_at = engine.clock()
-            removal = Removal(gone, log.session())
-            if op_id is not None:
-                log.operations[op_id] = removal
+            if operation is not None:
+                log.operations[operation] = gone
                 while len(log.operations) > OPERATIONS:
                     log.operations.popitem(last=False)
-            return removal
+            return Removal(gone, log.session())
 
     async def delete(self, session_id: str, *, expected: int | None = None, op_id: str | None = None) -> bool:
         """See `SessionStore.delete`."""
@@ -346,7 +347,7 @@ class MemoryStore:
     ) -> Self:
         """See `SessionStore.with_options`. The only durability is ``memory``."""
         view = copy(self)
-        view._options = check_options(
+        view._options = check_options(  # noqa: SLF001  # a view is one of us
             self._options,
             tenant=tenant,
             namespace=namespace,

@@ -50,8 +50,6 @@ end
 if expected and expected ~= (session and session.version or 0) then
   return reply('conflict', session, news(session, after, epoch))
 end
-local start, entries = news(session, after, epoch)
-
 local created = not session
 if created then
   local version = next_version(floor)
@@ -62,6 +60,7 @@ if created then
 elseif items > 0 or metadata ~= '' or (keep and session.count > keep) then
   session.version, session.updated = next_version(session.version), now_ms
 end
+after = after and begin_after(session, after, epoch)
 local replaced_ms = session.expires
 if ttl == 'inf' then
   session.expires, session.persist = 0, true
@@ -110,4 +109,6 @@ end
 if items > 0 or session.expires ~= replaced_ms or session.adopted then expire(LOG, session) end
 
 if items > 0 or keep then save(session) end
+local start, entries
+if after then start, entries = window(session, after, base + 1) end -- what the others stored and keep left
 return reply((created or session.adopted) and 'created' or 'ok', session, start, entries)

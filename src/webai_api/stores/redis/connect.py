@@ -99,7 +99,7 @@ class Connections:
                 pool.idle.append(connection)
             return replies
 
-    def client(self) -> Any:
+    def client(self) -> Redis:
         """Return a redis-py client of the same server, always the same one; it has connections of its own."""
         if self._client is None:
             self._client = Redis.from_url(self._url, decode_responses=True)
@@ -158,7 +158,7 @@ class _Pool:
                 await self.idle.pop().disconnect(nowait=True)
 
 
-async def _reply(connection: AbstractConnection) -> Any:
+async def _reply(connection: AbstractConnection) -> object:
     try:
         return await connection.read_response()
     except (ResponseError, BusyLoadingError, AuthenticationError) as error:  # an answer, and the connection is good

@@ -11,15 +11,18 @@ if not ok then -- another type at one of the keys
   return { 'deleted', 1 }
 end
 local first_answer = answer_of(tokens, token)
-if first_answer then return { 'deleted', tonumber(first_answer) } end
+if first_answer then return { 'deleted', first_answer == '+' and 1 or 0 } end
 local damaged = refusal and refusal[1] == 'damaged'
 if expected and damaged then return refusal end
 if expected and expected ~= (session and session.version or 0) then return reply('conflict', session) end
 
-local existed = (session or damaged) and '1' or '0'
+-- Only deletions are remembered beyond the session: their answers are + (it existed) and -.
+local deletions = {}
+for deletion in string.gmatch(tokens, '[^=;]+=[+-];') do deletions[#deletions + 1] = deletion end
+local existed = session or damaged
 allow_when_full()
-redis.call('HSET', HASH, 'd', '1', 'v', text(floor), 'o', with_token(tokens, token, existed))
+redis.call('HSET', HASH, 'd', '1', 'v', text(floor), 'o', with_token(table.concat(deletions), token, existed and '+' or '-'))
 redis.call('PEXPIRE', HASH, TOMBSTONE_MS)
 redis.call('HDEL', HASH, 'e', 'b', 's', 'n', 'r', 'u', 'x', 'm', 'f')
 redis.call('UNLINK', LIST, LOG)
-return { 'deleted', tonumber(existed) }
+return { 'deleted', existed and 1 or 0 }

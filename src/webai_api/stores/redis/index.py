@@ -5,7 +5,6 @@ so that dead ones go without ever being listed; what is listed is verified first
 """
 
 import asyncio
-import heapq
 import math
 import time
 from collections import OrderedDict
@@ -61,19 +60,16 @@ class Index:
     async def entries(self, options: StoreOptions, start: _Entry | None) -> AsyncIterator[_Entry]:
         """Yield what the index holds below *start*, newest activity first."""
         buckets = [self._bucket(options, bucket, start) for bucket in BUCKETS]
-        heads: list[tuple[float, tuple[int, ...], int, _Entry]] = []
-
-        async def push(bucket: int) -> None:
-            entry = await anext(buckets[bucket], None)
-            if entry is not None:
-                heapq.heappush(heads, (-entry[0], tuple(255 - b for b in entry[1]), bucket, entry))
-
-        for bucket in BUCKETS:
-            await push(bucket)
+        heads = [(entry, bucket) for bucket in buckets if (entry := await anext(bucket, None)) is not None]
         while heads:
-            _, _, bucket, entry = heapq.heappop(heads)
+            newest = max(range(len(heads)), key=lambda i: heads[i][0])
+            entry, bucket = heads[newest]
             yield entry
-            await push(bucket)
+            following = await anext(bucket, None)
+            if following is None:
+                del heads[newest]
+            else:
+                heads[newest] = following, bucket
 
     async def find(self, options: StoreOptions, session_id: str) -> _Entry | None:
         """Return the session's entry."""

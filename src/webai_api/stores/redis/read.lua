@@ -12,5 +12,6 @@ if adopted then
   save(session)
   expire(LOG, session)
 end
-local start, entries = window(session, tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]))
+local after = begin_after(session, tonumber(ARGV[1]), tonumber(ARGV[4]))
+local start, entries = window(session, after, tonumber(ARGV[2]), tonumber(ARGV[3]))
 return reply(adopted and 'adopted' or 'ok', session, start, entries)

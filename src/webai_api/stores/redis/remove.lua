@@ -11,7 +11,7 @@ local AT = ',"~at":'
 
 local session, _, tokens, refusal = load()
 if refusal then return refusal end
-local first_answer = answer_of(tokens, token)
+local first_answer = session and answer_of(tokens, token)
 if first_answer then
   local positions = {}
   for position in string.gmatch(first_answer, '%d+') do positions[#positions + 1] = tonumber(position) end

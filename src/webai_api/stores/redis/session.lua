@@ -161,9 +161,14 @@ local function reply(status, session, start, entries)
   }
 end
 
+-- A reader of another epoch, or one that is ahead (of a server rolled back, say), has to begin again.
+local function begin_after(session, after, epoch)
+  if epoch and (epoch ~= session.epoch or after > session.seq) then return 0 end
+  return after
+end
+
 -- Entries with after < seq < before, at most the newest last ones: the index of the first, and the entries.
-local function window(session, after, before, last, epoch)
-  if epoch and (epoch ~= session.epoch or after > session.seq) then after = 0 end
+local function window(session, after, before, last)
   local from = entries_upto(session, after)
   local to = before and entries_upto(session, before - 1) or session.count
   if last then from = math.max(from, to - last) end
@@ -174,5 +179,5 @@ end
 -- What a writer that has seen everything up to after in epoch has missed.
 local function news(session, after, epoch)
   if not session or not after then return 0, {} end
-  return window(session, after, nil, nil, epoch)
+  return window(session, begin_after(session, after, epoch))
 end

@@ -7,6 +7,8 @@ from copy import copy
 from hashlib import blake2b
 from typing import Any, Self
 
+from redis.asyncio import Redis
+
 from webai_api import codec
 from webai_api.errors import Conflict, DuplicateId, IdReused, SessionNotFound
 from webai_api.limits import DEFAULT_LIMITS, Limits, check_options, check_window, check_write
@@ -45,7 +47,7 @@ class RedisStore:
         return f"RedisStore({connections.host}:{connections.port})"
 
     @property
-    def client(self) -> Any:
+    def client(self) -> Redis:
         """A redis-py asyncio client of the same server, for the caller's own commands; `aclose` closes it, too."""
         return self._dispatcher.connections.client()
 
@@ -76,8 +78,8 @@ class RedisStore:
             len(items),
         ]
         for item in items:
-            args += _digest(item.id), codec.fingerprint(item.data) >> (64 - FINGERPRINT_BITS)
-            args += codec.pack(item.id, item.data, self.limits)
+            packed = codec.pack(item.id, item.data, self.limits)  # checks what the fingerprint then relies on
+            args += _digest(item.id), codec.fingerprint(item.data) >> (64 - FINGERPRINT_BITS), *packed
         note = self._index.note(self._options, session_id, ttl)
         calls = [Call("append", keys, args)]
         *sample, reply = await self._run([note, *calls] if note else calls)
@@ -120,7 +122,7 @@ class RedisStore:
         keys = self._keys(session_id)
         check_write(expected)
         wanted = list(dict.fromkeys(self.limits.check_ids(item_ids, op_id)))
-        args: list[Any] = [_given(expected), _token(op_id), len(wanted)]
+        args: list[Any] = [_given(expected), _token(op_id, *sorted(wanted)), len(wanted)]
         for item_id in wanted:
             derived = DERIVED_ID.fullmatch(item_id)
             args += codec.pack_head(item_id), derived[1] if derived else ""
@@ -143,12 +145,13 @@ class RedisStore:
 
     async def sessions(self, *, prefix: str = "", after: str | None = None) -> AsyncIterator[Session]:
         """See `SessionStore.sessions`."""
+        wanted = self.limits.check_prefix(prefix).encode()
+        batch: list[tuple[float, bytes]] = []
         start = None
         if after is not None:
             start = await self._index.find(self._options, self.limits.check_id(after, "after"))
             if start is None or (await self.read(after, last=0)).session is None:
                 raise SessionNotFound(after)
-        wanted, batch = prefix.encode(), []
         async for entry in self._index.entries(self._options, start):
             if entry[1].startswith(wanted):
                 batch.append(entry)
@@ -169,7 +172,7 @@ class RedisStore:
     ) -> Self:
         """See `SessionStore.with_options`. The only durability is ``memory``: the primary has executed it."""
         view = copy(self)
-        view._options = check_options(
+        view._options = check_options(  # noqa: SLF001  # a view is one of us
             self._options,
             tenant=tenant,
             namespace=namespace,
@@ -224,11 +227,11 @@ def _digest(item_id: str) -> bytes:
     return blake2b(item_id.encode(), digest_size=8).digest()
 
 
-def _token(op_id: str | None) -> str:
-    """Return the name of one operation: the caller's, or a new one that only our own re-sends repeat."""
+def _token(op_id: str | None, *item_ids: str) -> str:
+    """Return the name of one operation: the caller's, on these items, or a new one that only our re-sends repeat."""
     if op_id is None:
         return secrets.token_urlsafe(9)
-    return "." + blake2b(op_id.encode(), digest_size=12).hexdigest()
+    return "." + blake2b("\n".join((op_id, *item_ids)).encode(), digest_size=12).hexdigest()
 
 
 def _newest(history: History, last: int | None) -> History:
