@@ -101,7 +101,7 @@ class _Log:
         return tuple(entry.id for entry in reversed(gone))
 
     def add(self, items: Sequence[Item], raws: Sequence[bytes], prints: Sequence[int], now: float) -> None:
-        while len(self.known) > max(0, DEDUPE_WINDOW - len(items)):
+        while items and len(self.known) > max(0, DEDUPE_WINDOW - len(items)):
             self.known.popitem(last=False)
         for item, raw, fingerprint in zip(items, raws, prints, strict=True):
             self.last_seq += 1
