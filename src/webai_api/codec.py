@@ -35,6 +35,13 @@ __all__ = [
 FORMAT = 1
 
 _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False).encode
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_loads = json.JSONDecoder(parse_constant=_refuse).decode
 # Frozen: a fingerprint must be the same in every later version, or an honest retry after an upgrade is refused.
 _canonical = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True, check_circular=False
@@ -70,10 +77,14 @@ def decode(raw: bytes | str) -> dict[str, Any]:
     """Return the JSON object in *raw*.
 
     Raises:
-        ValueError: it is not a JSON object. (Also for recursion and for integers that are too long.)
+        ValueError: it is not a JSON object, or holds what we refuse to store because nobody could pass it on: NaN, lone
+            surrogates, thousands of digits, endless nesting.
     """
+    text = raw if isinstance(raw, str) else raw.decode()
     try:
-        value = json.loads(raw)
+        value = _loads(text)
+        if "\\ud" in text or "\\uD" in text:  # an escaped surrogate, paired or not
+            _dumps(value).encode()
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(value, dict):

@@ -16,7 +16,7 @@ from webai_api.settings import DEFAULT_TTL, StoreSettings
 from webai_api.types import Content, History, Item, Message, Session, new_id
 from webai_api.urls import open_store
 
-__all__ = ["SessionManager"]
+__all__ = ["SessionManager", "environment_store"]
 
 _shared_memory: SessionStore | None = None
 

@@ -5,12 +5,17 @@ import json
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from webai_api.errors import InvalidInput, SessionError
 from webai_api.settings import ServerSettings
 from webai_api.urls import open_store
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+
+    from webai_api.server.app import App
 
 __all__ = ["ChatServer", "local_server", "remote_server"]
 
@@ -65,7 +70,7 @@ async def remote_server(url: str, key: str | None) -> AsyncIterator[ChatServer]:
 
 
 class _Local:
-    def __init__(self, app: "Application") -> None:
+    def __init__(self, app: "App") -> None:
         self._app = app
 
     async def chat(self, body: bytes) -> AsyncIterator[bytes]:

@@ -20,7 +20,7 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, 
 
 from webai_api.errors import InvalidInput, StoreError
 
-__all__ = ["Connections", "NotSent"]
+__all__ = ["Connections", "NotSent", "connection_options"]
 
 MAX_CONNECTIONS = 32  # per event loop; callers above it wait, which counts against their deadline
 STALL_TIMEOUT = 1.0  # seconds without a byte after which a server is taken to be gone

@@ -18,7 +18,7 @@ if expected and expected ~= (session and session.version or 0) then return reply
 
 -- Only deletions are remembered beyond the session: their answers are + (it existed) and -.
 local deletions = {}
-for deletion in string.gmatch(tokens, '[^=;]+=[+-];') do deletions[#deletions + 1] = deletion end
+for deletion in string.gmatch(tokens, '[^=;]+=[+-]@%d+;') do deletions[#deletions + 1] = deletion end
 local existed = session or damaged
 allow_when_full()
 redis.call('HSET', HASH, 'd', '1', 'v', text(floor), 'o', with_token(table.concat(deletions), token, existed and '+' or '-'))

@@ -14,7 +14,7 @@ from zlib import crc32
 
 from webai_api.types import StoreOptions
 
-__all__ = ["BUCKETS", "INDEX_BUCKETS", "PROBE", "index_key", "session_keys"]
+__all__ = ["BUCKETS", "INDEX_BUCKETS", "PROBE", "bucket_of", "index_key", "session_keys"]
 
 INDEX_BUCKETS = 8  # so that on a Cluster the index is spread over nodes
 BUCKETS = range(INDEX_BUCKETS)

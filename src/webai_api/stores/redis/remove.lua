@@ -1,5 +1,5 @@
 -- Remove items by id. KEYS: list, log, hash.
--- ARGV: expected version ('' not given), operation token, number of ids; then two for each id: the head of its entry,
+-- ARGV: expected version ('' not given), operation token ("." begins a caller's own), number of ids; then two for each id: the head of its entry,
 --   and for the id "~BIRTH.SEQ" of an entry that other code wrote, its BIRTH.SEQ ('' otherwise).
 -- Replies: ok with the session, and the positions of the ids removed, oldest entry first; none; conflict; lost; damaged.
 -- Of several entries with one id (reused long after), the newest is removed. Ids stay in the log: late retries of
@@ -53,6 +53,10 @@ while to >= 0 and missing > 0 do
   end
   to = from - 1
 end
+
+-- An unnamed removal that found nothing may be executed again as well as remembered.
+local named = string.sub(token, 1, 1) == '.'
+if #found == 0 and not named and not session.adopted then return reply('ok', session) end
 
 allow_when_full()
 local positions, gone = {}, {}

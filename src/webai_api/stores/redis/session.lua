@@ -2,13 +2,15 @@
 -- Units: *_us microseconds, *_ms milliseconds since 1970; seq counts items from 1; index counts list positions from 0.
 -- The hash: v version, e epoch, b birth (us), s last seq, n entries the list must hold, r removed ranges of seqs
 --   between the first and the last one ("a-b,c-d"), u updated (ms), x expiry (ms, 0 none), m metadata, f format,
---   o tokens of the last operations ("token=answer;..."), d 1 if deleted (then only v, d and o are there).
+--   o tokens of the last operations ("token=answer@ms;..."), d 1 if deleted (then only v, d and o are there).
 -- The log: member = digest of an item id, score = seq * 2^21 + 21 bits of its content's fingerprint.
 -- Numbers above 10^14 are never turned into text but by %.0f: tostring, .. and cjson round them.
 
 local LIST, LOG, HASH = KEYS[1], KEYS[2], KEYS[3]
 local WINDOW = 64          -- ids remembered; at least the last call's
-local OPERATIONS = 16      -- tokens remembered
+local OPERATIONS = 16      -- tokens remembered, however old,
+local OPERATION_MS = 10000 -- and all younger ones (re-sending ends with the caller's deadline),
+local MOST_OPERATIONS = 1000 -- but never more
 local TOMBSTONE_MS = 60000 -- how long a deleted session's hash answers re-sent calls
 local FINGERPRINTS = 2097152
 local CHUNK = 1000         -- values given to unpack at once
@@ -136,16 +138,19 @@ local function save(session, tokens)
 end
 
 local function answer_of(tokens, token)
-  for known, answer in string.gmatch(tokens, '([^=;]+)=([^;]*);') do
+  for known, answer in string.gmatch(tokens, '([^=;]+)=([^;@]*)@%d+;') do
     if known == token then return answer end
   end
 end
 
 local function with_token(tokens, token, answer)
-  local kept = {}
-  for known in string.gmatch(tokens, '[^;]+;') do kept[#kept + 1] = known end
-  kept[#kept + 1] = token .. '=' .. answer .. ';'
-  return table.concat(kept, '', math.max(1, #kept - OPERATIONS + 1))
+  local kept, young = {}, 1
+  for known, at in string.gmatch(tokens, '([^;]+@(%d+));') do
+    kept[#kept + 1] = known .. ';'
+    if tonumber(at) > now_ms - OPERATION_MS then young = young + 1 end
+  end
+  kept[#kept + 1] = token .. '=' .. answer .. '@' .. text(now_ms) .. ';'
+  return table.concat(kept, '', math.max(1, #kept - math.min(MOST_OPERATIONS, math.max(OPERATIONS, young)) + 1))
 end
 
 -- Make the next write succeed on a full memory: the server decides that before a script's first write only, and this
