@@ -61,7 +61,7 @@ async def _say(server: ChatServer, model: str, session_id: str, text: str) -> bo
     try:
         async for piece in _pieces(server.chat(json.dumps(body).encode())):
             completed = piece is None
-            print(printable(piece or "\n"), end="", flush=True)
+            print("\n" if piece is None else printable(piece), end="", flush=True)
     except SessionError as error:
         print(f"webai-api: {error}", file=sys.stderr)
         return False

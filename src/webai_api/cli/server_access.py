@@ -121,7 +121,7 @@ class _Remote:
                 async for line in response.content:
                     yield line
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise SessionError(f"{self._url} does not answer: {error or 'timeout'}") from error
+            raise SessionError(f"{self._url} does not answer: {str(error) or 'timeout'}") from error
 
 
 def _refusal(body: bytes, status: int) -> str:
