@@ -119,6 +119,7 @@ class Database:
         if run("PRAGMA journal_mode").fetchone() != ("wal",):
             run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = FULL")  # acknowledged means on disk
+        run("PRAGMA secure_delete = ON")  # deleted means deleted: no text stays in free pages
         run("PRAGMA fullfsync = ON")  # macOS: through the drive's own cache; elsewhere without effect
         run("PRAGMA wal_autocheckpoint = 0")  # see checkpoint
         run(f"PRAGMA journal_size_limit = {JOURNAL_LIMIT}")
