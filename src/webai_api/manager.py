@@ -5,11 +5,12 @@ Everything here is built from the store's five verbs; roles and contents are che
 
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 from webai_api.errors import InvalidInput, InvalidType
-from webai_api.limits import DEFAULT_LIMITS, Limits, check_ttl
+from webai_api.limits import DEFAULT_LIMITS, Limits, check_ttl, check_write
 from webai_api.messages import history_message, stored_message
 from webai_api.protocol import SessionStore
 from webai_api.settings import DEFAULT_TTL, StoreSettings
@@ -55,7 +56,11 @@ class SessionManager:
             ttl: seconds a session lives after its last message; None or `math.inf` for ever.
             keep: only the newest *keep* messages of a session are kept; None for all.
             limits: how large ids, contents and metadata may be.
+
+        Raises:
+            InvalidInput: *ttl* or *keep* cannot be used.
         """
+        check_write(keep=keep)
         self.store = store
         self.ttl = math.inf if ttl is None else check_ttl(ttl)
         self.keep = keep
@@ -155,7 +160,7 @@ class SessionManager:
             raise InvalidType(f"messages must be a list of dicts, not {type(messages).__name__}")
         if not messages:
             raise InvalidInput("a turn must have at least one message")
-        turn = new_id() if turn_id is None else self.limits.check_id(turn_id, "turn_id")
+        turn = new_id() if turn_id is None else self._checked_turn(turn_id, len(messages))
         stored = [stored_message(message, self.limits) for message in messages]
         items = [Item(data=message, id=f"{turn}:{i}") for i, message in enumerate(stored)]
         history = await self.store.append(session_id, items, expected=expected, ttl=self.ttl, keep=self.keep)
@@ -209,6 +214,10 @@ class SessionManager:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    def _checked_turn(self, turn_id: str, count: int) -> str:
+        longest = self.limits.id_bytes - len(f":{count - 1}")  # the ids of its messages must fit
+        return replace(self.limits, id_bytes=longest).check_id(turn_id, "turn_id")
 
     def _checked_limit(self, limit: int | None) -> int | None:
         if limit is None:

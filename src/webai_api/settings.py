@@ -72,7 +72,7 @@ class StoreSettings:
             session_ttl=session_ttl,
             redis_ttl=session_ttl or env.ttl("REDIS_TTL") or GUIDE_TTL,
             limits=Limits(
-                id_bytes=env.number("WEBAI_MAX_ID_BYTES", DEFAULT_LIMITS.id_bytes, 1, 4096),
+                id_bytes=env.number("WEBAI_MAX_ID_BYTES", DEFAULT_LIMITS.id_bytes, 64, 4096),
                 content_bytes=env.number("WEBAI_MAX_CONTENT_BYTES", DEFAULT_LIMITS.content_bytes, 1, 1 << 28),
                 metadata_bytes=env.number("WEBAI_MAX_METADATA_BYTES", DEFAULT_LIMITS.metadata_bytes, 2, 1 << 24),
                 depth=env.number("WEBAI_MAX_DEPTH", DEFAULT_LIMITS.depth, 4, 200),
@@ -85,7 +85,7 @@ class UpstreamSettings:
     """One model provider with an OpenAI-compatible API."""
 
     name: str
-    url: str
+    url: str = field(repr=False)  # may hold credentials
     key: str | None = field(repr=False)
     models: tuple[str, ...]
     """Globs of the models it serves."""
@@ -195,7 +195,7 @@ class Environment:
         if value.lower() == "none":
             return inf
         try:
-            return check_ttl(float(value) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value) else None)
+            return check_ttl(float(value) if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?", value) else None)
         except InvalidInput as error:
             raise InvalidInput(
                 f"{name} must be a number of seconds above 0 and at most ten years, or 'none'"
@@ -217,6 +217,8 @@ class Environment:
 
 def _redis_url(env: Environment) -> str:
     if url := env.secret("REDIS_URL"):
+        if not url.strip().lower().startswith(("redis://", "rediss://", "redis+")):
+            raise InvalidInput("REDIS_URL must be a redis:// or rediss:// URL")
         return url.strip()
     host, port = env.text("REDIS_HOST"), 6379
     given = env.text("REDIS_PORT")

@@ -5,6 +5,8 @@ inside a running loop (which it blocks for the time of the call).
 """
 
 import asyncio
+import concurrent.futures
+import os
 import threading
 import weakref
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
@@ -19,6 +21,8 @@ from webai_api.types import Content, History, Message, Session
 
 __all__ = ["SyncSessionManager"]
 
+END_SECONDS = 1.0  # for connections to be closed when the manager is forgotten or the program ends
+
 T = TypeVar("T")
 
 
@@ -28,10 +32,14 @@ class SyncSessionManager:
     def __init__(self, manager: SessionManager) -> None:
         """Use *manager*, which must not be used directly any more; `close` closes it."""
         self._manager = manager
+        self._process = os.getpid()
+        self._lock = threading.Lock()  # of the next two: no call may be handed to a loop that has been told to stop
+        self._closed = False
+        self._calls: set[concurrent.futures.Future[Any]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=_serve, args=(self._loop,), name="webai-api sync", daemon=True)
         self._thread.start()
-        self._stop = weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
+        self._stop = weakref.finalize(self, _end, self._loop, self._thread)
 
     @classmethod
     def from_url(
@@ -110,11 +118,19 @@ class SyncSessionManager:
             yield session
 
     def close(self) -> None:
-        """Close the manager and end its thread. Closing twice is harmless; a later call raises StoreError."""
-        if self._stop.alive:
-            self._wait(self._manager.aclose())
-            self._stop()
-            self._thread.join()
+        """Let running calls end, close the manager, end its thread. Harmless twice; a later call raises StoreError."""
+        if self._process != os.getpid():  # a fork has neither the thread nor what it opened
+            return
+        with self._lock:
+            first, self._closed = not self._closed, True
+            running = list(self._calls)
+        if first:
+            concurrent.futures.wait(running)
+            try:
+                asyncio.run_coroutine_threadsafe(self._manager.aclose(), self._loop).result()
+            finally:
+                self._stop()
+        self._thread.join()
 
     def __enter__(self) -> Self:
         return self
@@ -125,10 +141,25 @@ class SyncSessionManager:
         self.close()
 
     def _wait(self, call: Coroutine[Any, Any, T]) -> T:
-        if not self._stop.alive:
+        future = self._begun(call)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # has an effect only when Ctrl-C ended the waiting
+            with self._lock:
+                self._calls.discard(future)
+
+    def _begun(self, call: Coroutine[Any, Any, T]) -> "concurrent.futures.Future[T]":
+        if self._process != os.getpid():
             call.close()
-            raise StoreError("this manager is closed")
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+            raise StoreError("this manager was made before a fork, which ends its thread: make one in each process")
+        with self._lock:
+            if self._closed:
+                call.close()
+                raise StoreError("this manager is closed")
+            future = asyncio.run_coroutine_threadsafe(call, self._loop)
+            self._calls.add(future)
+            return future
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
@@ -138,3 +169,9 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
+
+
+def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    loop.call_soon_threadsafe(loop.stop)
+    if thread is not threading.current_thread():  # where the last reference went is anyone's guess
+        thread.join(END_SECONDS)

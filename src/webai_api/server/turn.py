@@ -78,15 +78,16 @@ class Turn:
         return [Item(id=f"{turn_id}:{i}", data=data) for i, data in enumerate([*self._new, stored])]
 
     async def commit(self, items: Sequence[Item]) -> int:
-        """Store the turn, and give the lease back with it; return the session's version after it."""
+        """Store the turn, then give the lease back; return the session's version after it."""
         ttl = self._services.settings.store.ttl
-        # Handed over together, the turn first, so that both travel as one batch where a store has such. A client that
-        # has its answer never meets the lease of the turn it had, even if we are killed the moment after.
-        giving = self._services.background.spawn(self._passage.give_back())
         try:
+            # Not before the turn is stored: another instance would begin on the old history, and its answer, which
+            # somebody pays for, could only be refused.
             return await commit(self._store, self.session_id, items, expected=self.version, ttl=ttl)
         finally:
-            await asyncio.wait({giving})
+            # And before the client has its answer: it never meets the lease of the turn it had, even if we are killed
+            # the moment after.
+            await self._passage.give_back()
 
     async def _read(self, messages: Sequence[Message]) -> None:
         limit = self._services.settings.history_limit

@@ -2,8 +2,8 @@
 -- ARGV: expected version, after seq, epoch, ttl in ms ('inf': no expiry), keep, metadata as JSON, operation token,
 --   number of items; then four for each item: digest of its id, 21 bits of fingerprint, head, tail.
 --   '' where an option is not given. The token is used by calls without items only; items are known by their ids.
--- Replies: ok | created (or adopted from other code) | repeat | conflict, each with the session and the news; reused | partly, with the positions of the
---   items concerned; lost; damaged.
+-- Replies: ok | created (or adopted from other code) | repeat | conflict, each with the session and the news; reused |
+--   partly, with the positions of the items concerned; lost; damaged.
 local expected, after, epoch = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local ttl, keep, metadata, token, items = ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7], tonumber(ARGV[8])
 local function arg(item, part) return ARGV[8 + (item - 1) * 4 + part] end
@@ -48,6 +48,7 @@ elseif session and not stale_log then
 end
 
 if expected and expected ~= (session and session.version or 0) then
+  settle(session) -- or the caller could never name the version it is told
   return reply('conflict', session, news(session, after, epoch))
 end
 local created = not session
@@ -61,9 +62,8 @@ elseif items > 0 or metadata ~= '' or (keep and session.count > keep) then
   session.version, session.updated = next_version(session.version), now_ms
 end
 after = after and begin_after(session, after, epoch)
-local replaced_ms = session.expires
 if ttl == 'inf' then
-  session.expires, session.persist = 0, true
+  session.expires, session.persist, session.unsettled = 0, true, false
 elseif ttl ~= '' then
   session.expires = now_ms + tonumber(ttl)
 end
@@ -88,25 +88,32 @@ if keep and session.count > keep then
   end
   session.ranges, session.whole = ranges, true
 end
-if items > 0 or session.expires ~= replaced_ms or session.adopted then expire(LIST, session) end
+if items > 0 or ttl ~= '' then expire(LIST, session) end
 
 if items > 0 then
-  settle_log()
+  -- The ids of a session that is gone go one by one: see below.
+  local strangers = stale_log and redis.call('ZRANGE', LOG, 0, -1) or {}
+  if stale_log then session.persist, stale_log = true, false end -- its expiry is not this session's
   -- Trimmed before it grows, so that it stays a listpack; but never emptied and written again (a migrating slot
   -- would lose it), so a call as large as the window is trimmed afterwards.
   local kept = WINDOW - items
-  if kept > 0 then redis.call('ZREMRANGEBYRANK', LOG, 0, -kept - 1) end
+  if kept > 0 and #strangers == 0 then redis.call('ZREMRANGEBYRANK', LOG, 0, -kept - 1) end
+  local ours = {}
   for from = 1, items, CHUNK / 2 do
     local scored = {}
     for i = from, math.min(from + CHUNK / 2 - 1, items) do
       scored[#scored + 1] = text((base + i) * FINGERPRINTS + tonumber(arg(i, 2)))
       scored[#scored + 1] = arg(i, 1)
+      ours[arg(i, 1)] = true
     end
     redis.call('ZADD', LOG, unpack(scored))
   end
+  for _, digest in ipairs(strangers) do
+    if not ours[digest] then redis.call('ZREM', LOG, digest) end
+  end
   if kept <= 0 then redis.call('ZREMRANGEBYRANK', LOG, 0, -items - 1) end
 end
-if items > 0 or session.expires ~= replaced_ms or session.adopted then expire(LOG, session) end
+if items > 0 or ttl ~= '' then expire(LOG, session) end
 
 if items > 0 or keep then save(session) end
 local start, entries

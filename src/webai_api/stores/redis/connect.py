@@ -20,7 +20,7 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, 
 
 from webai_api.errors import InvalidInput, StoreError
 
-__all__ = ["Connections", "NotSent", "connection_options"]
+__all__ = ["Commands", "Connections", "NotSent", "connection_options"]
 
 MAX_CONNECTIONS = 32  # per event loop; callers above it wait, which counts against their deadline
 STALL_TIMEOUT = 1.0  # seconds without a byte after which a server is taken to be gone
@@ -30,7 +30,13 @@ _logger = logging.getLogger("webai_api")
 
 
 class NotSent(Exception):
-    """The server could not be reached: nothing was sent, so nothing happened."""
+    """The server could not be reached, or refused the connection: nothing was sent, so nothing happened."""
+
+
+class Commands(list[Sequence[Any]]):
+    """Commands that travel together."""
+
+    sent = False  # whether a byte of them may have left: until then, an interruption means that nothing happened
 
 
 def connection_options(url: str) -> dict[str, Any]:
@@ -43,8 +49,8 @@ def connection_options(url: str) -> dict[str, Any]:
         parts = urlsplit(url)
         host, port, unknown = parts.hostname, parts.port, set(parse_qs(parts.query)) - URL_OPTIONS
         options: dict[str, Any] = dict(parse_url(url))
-    except ValueError as error:
-        raise InvalidInput("the Redis URL is malformed: redis://[user:password@]host[:port][/database]") from error
+    except ValueError:  # its text may hold a part of the password
+        raise InvalidInput("the Redis URL is malformed: redis://[user:password@]host[:port][/database]") from None
     if not host or port == 0 or not re.fullmatch(r"(/[0-9]{0,6})?", parts.path) or parts.fragment:
         raise InvalidInput("a Redis URL is redis://[user:password@]host[:port][/database], the database a number")
     if unknown:
@@ -71,13 +77,13 @@ class Connections:
         self.host, self.port = options.get("host", "localhost"), options.get("port", 6379)
         self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
         self._closed = False
+        self._warned = False
 
-    async def exchange(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    async def exchange(self, commands: Commands) -> list[Any]:
         """Send the commands in one write and return their replies, in order; error replies as exceptions in the list.
 
         Raises:
-            NotSent: no connection could be made.
-            AuthenticationError: the server refused the credentials.
+            NotSent: no connection could be made, or the server refused the credentials; the cause tells.
             RedisError, OSError: the connection broke; the commands may have been executed.
         """
         if self._closed:
@@ -88,10 +94,14 @@ class Connections:
             try:
                 if not connection.is_connected:
                     await self._connect(connection)
-                await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+                packed = connection.pack_commands(commands)
+                commands.sent = True
+                await connection.send_packed_command(packed, check_health=False)
                 replies = [await _reply(connection) for _ in commands]
-            except BaseException:
+            except BaseException as error:
                 await connection.disconnect(nowait=True)
+                if isinstance(error, RedisError | OSError):
+                    await pool.drop_idle()  # as stale as this one, probably; trying each would use up the deadline
                 raise
             if pool.closed:
                 await connection.disconnect(nowait=True)
@@ -119,13 +129,16 @@ class Connections:
 
     async def _connect(self, connection: AbstractConnection) -> None:
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]  # redis-py gives it no types
-        except AuthenticationError as error:
-            if "without any password configured" not in str(error):
-                raise
-            _logger.warning("a Redis password is set, but the server at %s:%s has none", self.host, self.port)
-            self._options.pop("password", None)
-            raise NotSent(str(error)) from error
+            try:
+                await connection.connect()  # type: ignore[no-untyped-call]  # redis-py gives it no types
+            except AuthenticationError as error:
+                if "without any password configured" not in str(error):
+                    raise
+                if not self._warned:
+                    _logger.warning("a Redis password is set, but the server at %s:%s has none", self.host, self.port)
+                self._warned = True
+                connection.password = None  # of this connection only: the server may be given one later
+                await connection.connect()  # type: ignore[no-untyped-call]
         except (RedisError, OSError) as error:
             raise NotSent(str(error)) from error
 
@@ -154,12 +167,17 @@ class _Pool:
             yield
         finally:
             self.closed = True
-            while self.idle:
-                await self.idle.pop().disconnect(nowait=True)
+            await self.drop_idle()
+
+    async def drop_idle(self) -> None:
+        while self.idle:
+            await self.idle.pop().disconnect(nowait=True)
 
 
 async def _reply(connection: AbstractConnection) -> object:
     try:
-        return await connection.read_response()
+        # By itself, redis-py closes the connection on LOADING and NOAUTH too, and loses the answers to the commands
+        # behind them, which are refusals as certain. On everything else the caller closes it.
+        return await connection.read_response(disconnect_on_error=False)
     except (ResponseError, BusyLoadingError, AuthenticationError) as error:  # an answer, and the connection is good
         return error

@@ -5,16 +5,21 @@
 local expected, token = tonumber(ARGV[1]), ARGV[2]
 
 local ok, session, floor, tokens, refusal = pcall(load)
-if not ok then -- another type at one of the keys
+if not ok then
+  local why = session
+  if not string.find(type(why) == 'table' and why.err or why, 'WRONGTYPE', 1, true) then error(why) end
   if expected then return { 'damaged' } end
-  redis.call('UNLINK', LIST, LOG, HASH)
-  return { 'deleted', 1 }
+  redis.call('UNLINK', LIST, LOG, HASH) -- which of them is of another type does not matter
+  session, floor, tokens, refusal = nil, 0, '', { 'damaged' }
 end
 local first_answer = answer_of(tokens, token)
 if first_answer then return { 'deleted', first_answer == '+' and 1 or 0 } end
 local damaged = refusal and refusal[1] == 'damaged'
 if expected and damaged then return refusal end
-if expected and expected ~= (session and session.version or 0) then return reply('conflict', session) end
+if expected and expected ~= (session and session.version or 0) then
+  if not refusal then settle(session) end
+  return reply('conflict', session)
+end
 
 -- Only deletions are remembered beyond the session: their answers are + (it existed) and -.
 local deletions = {}

@@ -21,7 +21,7 @@ from redis.exceptions import (
 )
 
 from webai_api.errors import AuthenticationFailed, CorruptData, OutcomeUnknown, StoreError, StoreUnavailable
-from webai_api.stores.redis.connect import Connections, NotSent
+from webai_api.stores.redis.connect import Commands, Connections, NotSent
 from webai_api.stores.redis.keys import PROBE
 from webai_api.stores.redis.scripts import script
 
@@ -77,15 +77,15 @@ class Dispatcher:
         pause = BACKOFF_FIRST
         cause: Exception | None = None
         while True:
+            commands = Commands(call.command(by_source=by_source) for call in calls)
             try:
                 async with asyncio.timeout_at(end):
-                    replies = await self.connections.exchange([call.command(by_source=by_source) for call in calls])
-            except AuthenticationError as error:
-                raise AuthenticationFailed("redis: the user name or the password was refused") from error
+                    replies = await self.connections.exchange(commands)
             except NotSent as error:
-                cause = error
+                cause = error.__cause__ if isinstance(error.__cause__, ResponseError | AuthenticationError) else error
+                _raise_final(cause, unknown=unknown)
             except (RedisError, OSError, TimeoutError) as error:
-                cause, unknown = (error if str(error) else cause or error), write
+                cause, unknown = (error if str(error) else cause or error), unknown or (write and commands.sent)
             else:
                 refusals = [reply for reply in replies if isinstance(reply, Exception)]
                 if not refusals:
@@ -105,21 +105,27 @@ class Dispatcher:
 
 def _raise_final(refusal: Exception, *, unknown: bool) -> None:
     """Raise for a refusal that no retry changes; return for one that may pass."""
-    text = str(refusal)
-    if isinstance(refusal, BusyLoadingError) or PASSING.search(f"{type(refusal).__name__} {text}"):
+    name, text = type(refusal).__name__, str(refusal)
+    if isinstance(refusal, BusyLoadingError | NotSent) or PASSING.search(text):
         return
-    if type(refusal).__name__ in ("ReadOnlyError", "MasterDownError", "ClusterDownError", "TryAgainError"):
+    if name in ("ReadOnlyError", "MasterDownError", "ClusterDownError", "TryAgainError"):
         return  # redis-py has taken the word from their text
-    if isinstance(refusal, NoPermissionError | AuthenticationError) or FORBIDDEN.search(text):
-        raise AuthenticationFailed(f"redis: {text:.200}") from refusal
-    if type(refusal).__name__ == "OutOfMemoryError" or "OOM command" in text:
-        error = OutcomeUnknown if unknown else StoreUnavailable
-        raise error("redis: its memory is full (maxmemory): free some or raise the limit") from refusal
-    if "WRONGTYPE" in text:
-        raise CorruptData("redis: another kind of value is stored at a key of this session") from refusal
-    if isinstance(refusal, ResponseError) and "unknown command" in text.lower():
-        raise StoreError(f"redis: the server lacks a command that is needed (Redis >= 6.2): {text:.100}") from refusal
-    raise StoreError(f"redis: {text:.200}") from refusal
+    error: StoreError
+    if isinstance(refusal, NoPermissionError) or FORBIDDEN.search(text):
+        error = AuthenticationFailed(f"redis: {text:.200}")
+    elif isinstance(refusal, AuthenticationError):
+        error = AuthenticationFailed("redis: the user name or the password was refused")
+    elif name == "OutOfMemoryError" or "OOM command" in text:
+        error = StoreUnavailable("redis: its memory is full (maxmemory): free some or raise the limit")
+    elif "WRONGTYPE" in text:
+        error = CorruptData("redis: another kind of value is stored at a key of this session")
+    elif "unknown command" in text.lower():
+        error = StoreError(f"redis: the server lacks a command that is needed (Redis >= 6.2): {text:.100}")
+    else:
+        error = StoreError(f"redis: {text:.200}")
+    if unknown:  # this try was refused, but an earlier one may have been executed
+        raise OutcomeUnknown(f"{error}; an earlier try was not confirmed") from refusal
+    raise error from refusal
 
 
 def _gave_up(connections: Connections, cause: Exception, *, unknown: bool) -> StoreError:

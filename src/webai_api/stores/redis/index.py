@@ -29,26 +29,30 @@ class Index:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
-        self._noted: OrderedDict[tuple[str, str], float] = OrderedDict()  # when, by bucket and id
+        self._noted: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()  # when, for how long; by id
         self._chores: set[asyncio.Task[None]] = set()
 
     def note(self, options: StoreOptions, session_id: str, ttl: float | None) -> Call | None:
         """Return the call that notes the session's activity, if it is due."""
         key = index_key(options, bucket_of(session_id))
-        noted = self._noted.get((key, session_id))
-        if noted is not None and time.monotonic() - noted < NOTE_INTERVAL:
+        noted, lifetime = self._noted.get((key, session_id), (-math.inf, 0.0))
+        if time.monotonic() - noted < NOTE_INTERVAL and (ttl is None or ttl <= lifetime):
             return None
         return self.note_now(options, session_id, ttl)
 
     def note_now(self, options: StoreOptions, session_id: str, ttl: float | None) -> Call:
-        """Return the call that notes the session's activity."""
-        milliseconds = "" if ttl is None or math.isinf(ttl) else max(1, round(ttl * 1000))
-        return Call("index", [index_key(options, bucket_of(session_id))], [session_id, milliseconds])
+        """Return the call that notes the session's activity; *ttl* is None if its expiry is not known."""
+        # The session may be renewed until just before the next note, and must be listed until it expires then.
+        lifetime = "" if ttl is None else "inf" if math.isinf(ttl) else round((ttl + NOTE_INTERVAL) * 1000)
+        return Call("index", [index_key(options, bucket_of(session_id))], [session_id, lifetime])
 
-    def noted(self, options: StoreOptions, session_id: str, sample: Sequence[bytes]) -> None:
+    def noted(self, options: StoreOptions, session_id: str, ttl: float | None, sample: Sequence[bytes] | None) -> None:
         """Take note of the answer to such a call, and look after the sample it brought."""
         key = index_key(options, bucket_of(session_id))
-        self._noted[key, session_id] = time.monotonic()
+        if ttl is None or sample is None:  # not noted for long, or not at all
+            self._noted.pop((key, session_id), None)
+            return
+        self._noted[key, session_id] = time.monotonic(), ttl
         self._noted.move_to_end((key, session_id))
         while len(self._noted) > REMEMBERED:
             self._noted.popitem(last=False)

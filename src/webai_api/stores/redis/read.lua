@@ -5,13 +5,7 @@
 local session, _, tokens, refusal = load()
 if refusal then return refusal end
 if not session then return { 'none' } end
-local adopted = session.adopted
-if adopted then
-  -- Keep what the adoption gave out. A read must work on a full memory, too.
-  allow_when_full()
-  save(session)
-  expire(LOG, session)
-end
+settle(session)
 local after = begin_after(session, tonumber(ARGV[1]), tonumber(ARGV[4]))
 local start, entries = window(session, after, tonumber(ARGV[2]), tonumber(ARGV[3]))
-return reply(adopted and 'adopted' or 'ok', session, start, entries)
+return reply(session.adopted and 'adopted' or 'ok', session, start, entries)

@@ -17,7 +17,10 @@ if first_answer then
   for position in string.gmatch(first_answer, '%d+') do positions[#positions + 1] = tonumber(position) end
   return reply('ok', session, 0, positions)
 end
-if expected and expected ~= (session and session.version or 0) then return reply('conflict', session) end
+if expected and expected ~= (session and session.version or 0) then
+  settle(session) -- or the caller could never name the version it is told
+  return reply('conflict', session)
+end
 if not session then return { 'none' } end
 
 local by_head, by_seq, missing = {}, {}, 0

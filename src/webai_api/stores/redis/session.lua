@@ -14,12 +14,20 @@ local MOST_OPERATIONS = 1000 -- but never more
 local TOMBSTONE_MS = 60000 -- how long a deleted session's hash answers re-sent calls
 local FINGERPRINTS = 2097152
 local CHUNK = 1000         -- values given to unpack at once
+local SLACK_MS = 50        -- TIME and PTTL need not be of the same instant
+local UNSETTLED_MS = 3600000 -- how long the side keys wait for an expiry that other code may be about to give the list
 
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
 
 local function text(number) return string.format('%.0f', number) end
+
+-- A number as the hash must hold it; nil for anything else.
+local function whole(given)
+  local number = tonumber(given or '')
+  if number and number >= 0 and number < 2 ^ 53 and number == math.floor(number) then return number end
+end
 
 local function next_version(version) return math.max(version + 1, now_us) end
 
@@ -64,44 +72,59 @@ end
 local buried = false    -- the hash is a tombstone
 local stale_log = false -- the log belongs to a session that is gone without a trace
 
+-- The side keys take the list's expiry: other code moves that alone, and what it leaves behind must not stay for good.
+-- A list without one is in the middle of that code's RPUSH and EXPIRE, or really has none: until we are told, the side
+-- keys get a provisional one, which each use renews.
+local function follow_expiry(session)
+  local left = redis.call('PTTL', LIST)
+  local expires = left < 0 and 0 or now_ms + math.max(1, left)
+  if math.abs(expires - session.expires) > SLACK_MS then
+    session.expires, session.moved = expires, true
+    session.unsettled = expires == 0
+  elseif expires == 0 then
+    local waiting = redis.call('PTTL', HASH)
+    session.unsettled = waiting >= 0 or waiting == -2 or buried
+    session.moved = session.unsettled and waiting < UNSETTLED_MS / 2
+  end
+end
+
 -- Returns session (nil: there is none), the version that the next one must exceed, the tokens, and a refusal.
 -- A list longer than the hash says was appended to by other code: its entries are adopted. A key of another type
 -- fails one of these reads, so before anything is written.
 local function load()
   local found, known = redis.call('LLEN', LIST), redis.call('ZCARD', LOG)
   local h = redis.call('HMGET', HASH, 'v', 'e', 'b', 's', 'n', 'r', 'u', 'x', 'm', 'o', 'd')
-  local tokens = h[10] or ''
+  local tokens, floor = h[10] or '', whole(h[1]) or 0
   buried = h[11]
-  stale_log = known > 0 and (buried or not h[1])
+  local kept = not buried and (h[1] or h[2] or h[3] or h[4] or h[5] or h[6] or h[7] or h[8])
+  stale_log = known > 0 and not kept
   local session
-  if h[1] and not buried then
+  if kept then
     session = {
-      version = tonumber(h[1]), epoch = tonumber(h[2]), birth = tonumber(h[3]), seq = tonumber(h[4]),
-      count = tonumber(h[5]), updated = tonumber(h[7]), expires = tonumber(h[8]), metadata = h[9] or '{}',
+      version = whole(h[1]), epoch = whole(h[2]), birth = whole(h[3]), seq = whole(h[4]), count = whole(h[5]),
+      updated = whole(h[7]), expires = whole(h[8]), metadata = h[9] or '{}', ranges = parse_ranges(h[6] or ''),
     }
-    if not (session.version and session.epoch and session.birth and session.seq and session.count
-        and session.updated and session.expires and h[6]) then
-      return nil, 0, tokens, { 'damaged' }
+    if not (session.version and session.epoch and session.birth and session.seq and session.count and session.updated
+        and session.expires and h[6] and string.find(h[6], '^[%d,-]*$')) or first_seq(session) < 1 then
+      return nil, floor, tokens, { 'damaged' }
     end
-    session.ranges = parse_ranges(h[6])
     if found < session.count then return session, session.version, tokens, { 'lost', session.count, found } end
   elseif found > 0 then
-    local version = next_version(tonumber(h[1] or 0) or 0)
+    local version = next_version(floor)
     session = {
       version = version, epoch = version, birth = version, seq = 0, count = 0, updated = now_ms, expires = 0,
       metadata = '{}', ranges = {},
     }
   else
-    return nil, tonumber(h[1] or 0) or 0, tokens, nil
+    return nil, floor, tokens, nil
   end
+  if found > 0 then follow_expiry(session) end
   if found > session.count then
     session.adopted, session.whole = true, true
     session.version = next_version(session.version)
     session.updated = now_ms
     session.seq = session.seq + found - session.count
     session.count = found
-    local left = redis.call('PTTL', LIST)
-    session.expires = left > 0 and now_ms + left or 0
   end
   return session, session.version, tokens, nil
 end
@@ -109,15 +132,11 @@ end
 local function expire(key, session)
   if session.expires > 0 then
     redis.call('PEXPIREAT', key, text(session.expires))
+  elseif session.unsettled then
+    if key ~= LIST then redis.call('PEXPIRE', key, UNSETTLED_MS) end
   elseif session.persist then
     redis.call('PERSIST', key)
   end
-end
-
--- Called before the log is written: ids of a session that is gone say nothing about this one.
-local function settle_log()
-  if stale_log then redis.call('UNLINK', LOG) end
-  stale_log = false
 end
 
 -- Write what every change moves, or the whole of it; without tokens, those of the hash stay.
@@ -133,7 +152,9 @@ local function save(session, tokens)
     redis.call('HDEL', HASH, 'd')
     session.persist = true -- the tombstone's expiry is not the session's
   end
-  settle_log()
+  if stale_log then redis.call('UNLINK', LOG) end -- ids of a session that is gone say nothing about this one
+  stale_log = false
+  if session.moved then expire(LOG, session) end
   expire(HASH, session)
 end
 
@@ -156,6 +177,14 @@ end
 -- Make the next write succeed on a full memory: the server decides that before a script's first write only, and this
 -- one, which changes nothing, is always allowed.
 local function allow_when_full() redis.call('LTRIM', LIST, 0, -1) end
+
+-- Keep what a call that changes nothing gives out: the version of adopted entries, and the expiry other code gave them.
+local function settle(session)
+  if session and (session.adopted or session.moved) then
+    allow_when_full()
+    save(session)
+  end
+end
 
 -- The reply of every script: status, the session's fields, where the entries begin, the entries.
 local function reply(status, session, start, entries)

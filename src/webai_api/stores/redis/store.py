@@ -1,5 +1,6 @@
 """`RedisStore`: each verb is one script (`*.lua`), sent by the dispatcher, its answer read by `replies`."""
 
+import asyncio
 import math
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, Self
 from redis.asyncio import Redis
 
 from webai_api import codec
-from webai_api.errors import Conflict, DuplicateId, IdReused, SessionNotFound
+from webai_api.errors import Conflict, CorruptData, DuplicateId, IdReused, SessionNotFound, StoreError
 from webai_api.limits import DEFAULT_LIMITS, Limits, check_options, check_window, check_write
 from webai_api.stores.redis.connect import Connections
 from webai_api.stores.redis.dispatch import Call, Dispatcher
@@ -80,13 +81,15 @@ class RedisStore:
         for item in items:
             packed = codec.pack(item.id, item.data, self.limits)  # checks what the fingerprint then relies on
             args += _digest(item.id), codec.fingerprint(item.data) >> (64 - FINGERPRINT_BITS), *packed
+        end = asyncio.get_running_loop().time() + self._options.deadline
         note = self._index.note(self._options, session_id, ttl)
         calls = [Call("append", keys, args)]
         *sample, reply = await self._run([note, *calls] if note else calls)
-        if reply[0] == b"created" and not note:  # it had been deleted or had expired since it was noted
-            sample = await self._run([self._index.note_now(self._options, session_id, ttl)])
         if sample:
-            self._index.noted(self._options, session_id, sample[0])
+            self._index.noted(self._options, session_id, ttl, sample[0])
+        # Noted for an expiry that only the answer tells; or deleted, or expired, since it was noted.
+        if reply[0] in (b"ok", b"created", b"repeat") and (ttl is None if note else reply[0] == b"created"):
+            await self._note(session_id, reply, end)
         return self._appended(session_id, items, expected, reply)
 
     async def read(
@@ -101,13 +104,13 @@ class RedisStore:
         """See `SessionStore.read`."""
         keys = self._keys(session_id)
         check_window(after, before, last, epoch)
+        end = asyncio.get_running_loop().time() + self._options.deadline
         asked = last
         while True:
             args = [after, _given(before), _given(asked), _given(epoch)]
             (reply,) = await self._run([Call("read", keys, args)], write=False)
             if reply[0] == b"adopted":
-                (sample,) = await self._run([self._index.note_now(self._options, session_id, None)])
-                self._index.noted(self._options, session_id, sample)
+                await self._note(session_id, reply, end)
             history = history_of(session_id, reply)
             entries = len(history.items) + len(history.corrupt)
             # *last* counts good entries: where some are damaged, look further back, again at one instant.
@@ -122,7 +125,7 @@ class RedisStore:
         keys = self._keys(session_id)
         check_write(expected)
         wanted = list(dict.fromkeys(self.limits.check_ids(item_ids, op_id)))
-        args: list[Any] = [_given(expected), _token(op_id, *sorted(wanted)), len(wanted)]
+        args: list[Any] = [_given(expected), _token(op_id, "remove", *sorted(wanted)), len(wanted)]
         for item_id in wanted:
             derived = DERIVED_ID.fullmatch(item_id)
             args += codec.pack_head(item_id), derived[1] if derived else ""
@@ -137,7 +140,7 @@ class RedisStore:
         keys = self._keys(session_id)
         check_write(expected)
         self.limits.check_ids((), op_id)
-        (reply,) = await self._run([Call("delete", keys, [_given(expected), _token(op_id)])])
+        (reply,) = await self._run([Call("delete", keys, [_given(expected), _token(op_id, "delete")])])
         self._refuse_conflict(session_id, expected, reply)
         if reply[0] != b"deleted":
             session_of(session_id, reply)  # raises
@@ -150,8 +153,10 @@ class RedisStore:
         start = None
         if after is not None:
             start = await self._index.find(self._options, self.limits.check_id(after, "after"))
-            if start is None or (await self.read(after, last=0)).session is None:
+            session = (await self.read(after, last=0)).session
+            if session is None:
                 raise SessionNotFound(after)
+            start = start or (session.updated_at * 1000, after.encode())  # where it would be if the index were whole
         async for entry in self._index.entries(self._options, start):
             if entry[1].startswith(wanted):
                 batch.append(entry)
@@ -211,12 +216,30 @@ class RedisStore:
             return []
         names = [name.decode() for _, name in entries]
         calls = [Call("read", self._keys(name), ["0", "", "0", ""]) for name in names]
-        replies = await self._run(calls, write=False)
-        found = [session_of(name, reply) for name, reply in zip(names, replies, strict=True) if reply[0] != b"lost"]
+        try:
+            replies = await self._run(calls, write=False)
+            found = [session_of(name, reply) for name, reply in zip(names, replies, strict=True) if reply[0] != b"lost"]
+        except CorruptData:  # one damaged session must not hide the others: leave it out
+            if len(entries) == 1:
+                return []
+            return [session for entry in entries for session in await self._verified([entry])]
         await self._index.drop(
             self._options, [e for e, reply in zip(entries, replies, strict=True) if reply[0] == b"none"]
         )
         return [session for session in found if session is not None]
+
+    async def _note(self, session_id: str, reply: Sequence[Any], end: float) -> None:
+        """Note a session in the index by what a script answered about it; not later than *end*."""
+        updated_ms, expires_ms = reply[6:8]
+        ttl = (expires_ms - updated_ms) / 1000 if expires_ms else math.inf
+        left = end - asyncio.get_running_loop().time()
+        try:
+            (sample,) = await self._dispatcher.run(
+                [self._index.note_now(self._options, session_id, ttl)], deadline=left, write=False
+            )
+        except StoreError:  # the call itself is done; the next append notes again
+            sample = None
+        self._index.noted(self._options, session_id, ttl, sample)
 
 
 def _given(value: int | None) -> int | str:
@@ -227,11 +250,11 @@ def _digest(item_id: str) -> bytes:
     return blake2b(item_id.encode(), digest_size=8).digest()
 
 
-def _token(op_id: str | None, *item_ids: str) -> str:
-    """Return the name of one operation: the caller's, on these items, or a new one that only our re-sends repeat."""
+def _token(op_id: str | None, *what: str) -> str:
+    """Return the name of one operation: the caller's, for this verb and these items, or one for our re-sends only."""
     if op_id is None:
         return secrets.token_urlsafe(9)
-    return "." + blake2b("\n".join((op_id, *item_ids)).encode(), digest_size=12).hexdigest()
+    return "." + blake2b("\n".join((op_id, *what)).encode(), digest_size=12).hexdigest()
 
 
 def _newest(history: History, last: int | None) -> History:
