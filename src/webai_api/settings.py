@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from math import inf
 from pathlib import Path
 from typing import Self
@@ -101,8 +102,8 @@ class ServerSettings:
     host: str
     port: int
     log_level: str
-    api_keys: tuple[tuple[str, str], ...] = field(repr=False)
-    """Pairs of tenant and key."""
+    api_keys: tuple[tuple[str, bytes], ...] = field(repr=False)
+    """Pairs of tenant and SHA-256 digest of the key; the key itself is not kept."""
     max_body_bytes: int
     history_limit: int | None
     """At most so many messages go upstream, in whole turns; None for all."""
@@ -243,7 +244,7 @@ def _redis_url(env: Environment) -> str:
     return f"redis://{account}{f'[{host}]' if ':' in host else host}:{port}/{database}"
 
 
-def _api_keys(env: Environment) -> tuple[tuple[str, str], ...]:
+def _api_keys(env: Environment) -> tuple[tuple[str, bytes], ...]:
     pairs = []
     for part in re.split(r"[,\n]", env.secret("WEBAI_API_KEYS") or ""):
         if not part.strip():
@@ -251,7 +252,7 @@ def _api_keys(env: Environment) -> tuple[tuple[str, str], ...]:
         tenant, colon, key = part.strip().partition(":")
         if not colon or not _TENANT.fullmatch(tenant) or not key or any(c.isspace() for c in key):
             raise InvalidInput("WEBAI_API_KEYS must be tenant:key,tenant:key with tenants of A-Z a-z 0-9 _ - (1 to 64)")
-        pairs.append((tenant, key))
+        pairs.append((tenant, sha256(key.encode()).digest()))
     if len({key for _, key in pairs}) != len(pairs):
         raise InvalidInput("WEBAI_API_KEYS has the same key twice")
     return tuple(pairs)

@@ -172,6 +172,42 @@ async def test_with_finish_the_answer_is_completed_and_stored(
         assert len(upstream.received) == 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_with_finish_a_retry_without_a_key_is_answered_from_the_store_once(
+    upstream: FakeUpstream, memory: SessionStore, stream: bool
+) -> None:
+    environ = {**upstream.environ, "WEBAI_ON_INTERRUPT": "finish"}
+    async with running(server_settings(**environ), memory) as server:
+        upstream.script.append(says("first"))
+        await server.post({**ASK, "stream": False}, headers={"X-Session-Id": "s"})
+        gate = asyncio.Event()
+        upstream.script.append(streams(frames("po", "ng"), gate=gate) if stream else says("pong", delay=0.3))
+        await leave_early(server, "s", stream=stream, upstream=upstream)
+        gate.set()
+        await server.settle()
+        retry = await server.post({**ASK, "stream": stream}, headers={"X-Session-Id": "s"})
+        assert (retry.text, retry.headers["Idempotent-Replayed"]) == ("pong", "true")
+        assert (await server.count("s"), len(upstream.received)) == (4, 2)
+        await server.settle()
+        upstream.script.append(streams(frames("new")) if stream else says("new"))
+        again = await server.post({**ASK, "stream": stream}, headers={"X-Session-Id": "s"})
+        assert (again.text, "Idempotent-Replayed" in again.headers) == ("new", False)
+        assert await server.count("s") == 6
+
+
+async def test_with_finish_another_request_is_a_new_turn(upstream: FakeUpstream, memory: SessionStore) -> None:
+    environ = {**upstream.environ, "WEBAI_ON_INTERRUPT": "finish"}
+    async with running(server_settings(**environ), memory) as server:
+        upstream.script.append(says("pong", delay=0.3))
+        await leave_early(server, "s", stream=False, upstream=upstream)
+        await server.settle()
+        upstream.script += [says("other"), says("pong again")]
+        for question, answer in (("else", "other"), ("ping", "pong again")):
+            body = {"model": "fake-1", "messages": [user(question)]}
+            assert (await server.post(body, headers={"X-Session-Id": "s"})).text == answer
+        assert await server.count("s") == 6
+
+
 async def test_a_thousand_clients_that_hang_up_leave_no_task_lease_or_connection(
     server: Running, upstream: FakeUpstream
 ) -> None:

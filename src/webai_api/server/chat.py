@@ -19,6 +19,7 @@ from webai_api.server.relay import Relay, pass_through, send_again
 from webai_api.server.services import Services
 from webai_api.server.session import FIELDS, check_messages, header_value, session_id_of
 from webai_api.server.turn import Turn
+from webai_api.server.unseen import Unseen
 from webai_api.server.upstream import Upstream
 from webai_api.server.upstream.registry import check_model
 from webai_api.server.wire import encode, parse_object
@@ -115,14 +116,31 @@ class ChatHandler:
     async def _turn(
         self, call: Call, upstream: Upstream, request: Request, exchange: Exchange, once: Once | None
     ) -> None:
-        turn = None
-        if call.session_id is not None:
-            turn = await Turn.begin(self._services, request.tenant, call.session_id, call.messages)
+        background = self._services.background
+        if call.session_id is None:
+            await _ask(call, upstream, None, Relay(background, exchange, None, once, None))
+            return
+        unseen = self._unseen(call, request, call.session_id) if once is None else None
+        turn = await Turn.begin(self._services, request.tenant, call.session_id)
         try:
-            body, payload = call.outgoing(upstream, turn.messages if turn else None)
-            async with upstream.chat(body, payload) as reply:
-                relay = Relay(self._services.background, exchange, turn, once)
-                await (relay.stream(reply) if reply.streams else relay.whole(reply))
+            if unseen is not None and (replay := await unseen.find()) is not None:
+                await send_again(replay, exchange)
+                if not exchange.gone:
+                    await unseen.seen()
+                return
+            await turn.read(call.messages)
+            await _ask(call, upstream, turn.messages, Relay(background, exchange, turn, once, unseen))
         finally:
-            if turn is not None:
-                turn.leave()
+            turn.leave()
+
+    def _unseen(self, call: Call, request: Request, session_id: str) -> Unseen | None:
+        if self._services.settings.on_interrupt != "finish":
+            return None
+        views = self._services.views(request.tenant)
+        return Unseen(views.unseen, views.sessions, session_id, call.body)
+
+
+async def _ask(call: Call, upstream: Upstream, messages: list[Message] | None, relay: Relay) -> None:
+    body, payload = call.outgoing(upstream, messages)
+    async with upstream.chat(body, payload) as reply:
+        await (relay.stream(reply) if reply.streams else relay.whole(reply))

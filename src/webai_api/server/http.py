@@ -126,7 +126,7 @@ def _too_large(limit: int) -> ApiError:
 class Exchange:
     """The response, sent once, whole or in pieces."""
 
-    __slots__ = ("_began", "_send", "extra", "finished", "request_id", "started")
+    __slots__ = ("_began", "_send", "extra", "finished", "gone", "request_id", "started")
 
     def __init__(self, send: Send, request_id: bytes | None) -> None:
         given = (request_id or b"").decode("latin-1")
@@ -134,6 +134,7 @@ class Exchange:
         self.extra: Headers = []
         self.started = False
         self.finished = False
+        self.gone = False  # the client has, before it had all
         self._send = send
         self._began = time.perf_counter()
 
@@ -189,6 +190,7 @@ class Exchange:
             while not self.finished:  # a server reports a disconnect when the response is complete, too
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
+                    self.gone = not self.finished
                     break
         except asyncio.CancelledError:
             task.cancel()

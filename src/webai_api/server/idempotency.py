@@ -6,38 +6,23 @@ written behind it, *before* the turn: whoever repeats the request completes the 
 was completed, and sends the stored answer.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
-from typing import Any
 
 from webai_api.errors import Conflict, DuplicateId
 from webai_api.server.background import Background
 from webai_api.server.errors import RETRY_AFTER, ApiError, bad_request, conversation_locked
 from webai_api.server.http import Request
 from webai_api.server.lease import Lease
+from webai_api.server.record import KEEP_SECONDS, Replay, recorded, replay_of
 from webai_api.server.services import Views
 from webai_api.server.turn import Turn, commit
 from webai_api.types import Item
 
-__all__ = ["Once", "Replay", "key_of"]
+__all__ = ["Once", "key_of"]
 
-KEEP_SECONDS = 86400.0
 KEY_BYTES = 255
-PART_CHARS = 1 << 19  # of a stored body; an item holds 4 MiB, and a character up to six bytes of JSON
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replay:
-    """A stored answer."""
-
-    body: bytes
-    streamed: bool
-    session_id: str | None
-    expected: int
-    turn: tuple[Item, ...]
-    version: int | None
-    """After the turn; None if it is not known to be committed."""
 
 
 def key_of(request: Request) -> str | None:
@@ -90,18 +75,13 @@ class Once:
             ApiError: 409, the claim was lost; the turn must not be committed.
         """
         await self._lease.hold_still()
-        text = body.decode(errors="replace")
-        parts = [text[i : i + PART_CHARS] for i in range(0, len(text), PART_CHARS)]
-        head = {
-            "kind": "done",
-            "streamed": streamed,
-            "session": turn.session_id if turn else None,
-            "expected": turn.version if turn else 0,
-        }
-        # Each item has an id of its own: two who both believe to have the claim must not look like one that repeats.
-        written = [Item(data=head)]
-        written += [Item(data={"kind": "body", "text": part}) for part in parts]
-        written += [Item(data={"kind": "turn", "id": item.id, "data": item.data}) for item in items]
+        written = recorded(
+            body,
+            streamed=streamed,
+            session_id=turn.session_id if turn else None,
+            expected=turn.version if turn else 0,
+            turn=items,
+        )
         try:
             self._version = await commit(
                 self._views.once, self._name, written, expected=self._lease.version, ttl=KEEP_SECONDS
@@ -135,7 +115,7 @@ class Once:
                 "The Idempotency-Key was used for another request; a new request needs a new key.",
                 code="idempotency_key_reused",
             )
-        replay = _stored(found)
+        replay = replay_of(found)
         if replay is None:
             raise _in_flight("The request with this Idempotency-Key is still running.")
         if replay.session_id is None or replay.version is not None:
@@ -161,21 +141,3 @@ class Once:
 
 def _in_flight(message: str) -> ApiError:
     return ApiError(409, message, code="idempotency_in_flight", headers={"Retry-After": RETRY_AFTER})
-
-
-def _stored(found: Sequence[Mapping[str, Any]]) -> Replay | None:
-    """Return the answer that these items hold, if they hold one."""
-    by_kind: dict[str, list[Mapping[str, Any]]] = {}
-    for data in found:
-        by_kind.setdefault(data.get("kind", "claim"), []).append(data)
-    if "done" not in by_kind:
-        return None
-    head = by_kind["done"][0]
-    return Replay(
-        body="".join(part["text"] for part in by_kind.get("body", ())).encode(),
-        streamed=head["streamed"],
-        session_id=head["session"],
-        expected=head["expected"],
-        turn=tuple(Item(id=item["id"], data=item["data"]) for item in by_kind.get("turn", ())),
-        version=by_kind["committed"][-1]["version"] if "committed" in by_kind else None,
-    )

@@ -8,8 +8,10 @@ from webai_api.server.answer import MAX_ANSWER_BYTES, Answer, answer_of
 from webai_api.server.background import Background
 from webai_api.server.errors import ApiError
 from webai_api.server.http import JSON, Exchange, Headers
-from webai_api.server.idempotency import Once, Replay
+from webai_api.server.idempotency import Once
+from webai_api.server.record import Replay
 from webai_api.server.turn import Turn
+from webai_api.server.unseen import Unseen
 from webai_api.server.upstream import Reply
 from webai_api.server.wire import DONE, FrameSplitter, event_data, loads, whole_events
 from webai_api.types import Message
@@ -52,7 +54,15 @@ class Relay:
     The end of the answer, by which the client knows that it has all, is sent after the commit.
     """
 
-    def __init__(self, background: Background, exchange: Exchange, turn: Turn | None, once: Once | None) -> None:
+    def __init__(
+        self,
+        background: Background,
+        exchange: Exchange,
+        turn: Turn | None,
+        once: Once | None,
+        unseen: Unseen | None,
+    ) -> None:
+        self._unseen = unseen
         self._background = background
         self._exchange = exchange
         self._turn = turn
@@ -104,7 +114,7 @@ class Relay:
         self._size += len(frame)
         if self._size > MAX_ANSWER_BYTES:
             raise ApiError(502, "The upstream's answer is too long to be kept.", code="upstream_error")
-        if self._once is not None:
+        if self._once is not None or self._unseen is not None:
             self._sent.append(frame)
         await self._exchange.write(frame)
 
@@ -119,6 +129,8 @@ class Relay:
             await once.done(body, streamed=streamed, turn=turn, items=items)
         if turn is None:
             return None
+        if self._unseen is not None and self._exchange.gone:  # the client will send its request again
+            await self._unseen.keep(body, streamed=streamed, answer_id=items[-1].id)
         try:
             version = await turn.commit(items)
         except Conflict:

@@ -21,6 +21,7 @@ class Views(NamedTuple):
     sessions: SessionStore
     leases: SessionStore
     once: SessionStore
+    unseen: SessionStore
     probe: SessionStore
 
 
@@ -41,7 +42,7 @@ class Services:
         """Return the tenant's views of the store."""
         found = self._views.get(tenant)
         if found is None:
-            names = "session", "lease", "idempotency", "probe"
+            names = "session", "lease", "idempotency", "unseen", "probe"
             found = Views(
                 *(self._store.with_options(tenant=tenant, namespace=n, deadline=STORE_SECONDS) for n in names)
             )

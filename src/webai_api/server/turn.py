@@ -39,22 +39,16 @@ class Turn:
         self._new: list[Message] = []
 
     @classmethod
-    async def begin(cls, services: Services, tenant: str | None, session_id: str, messages: Sequence[Message]) -> Self:
-        """Take the session and read what the turn needs of it.
+    async def begin(cls, services: Services, tenant: str | None, session_id: str) -> Self:
+        """Take the session, until `leave`.
 
         Raises:
-            ApiError: 409, another turn is under way; 400, *messages* do not fit the session.
+            ApiError: 409, another turn is under way.
             StoreError: nothing was stored, nobody was asked.
         """
         views = services.views(tenant)
         passage = await services.turnstile.enter(views.leases, tenant, session_id)
-        turn = cls(services, views.sessions, session_id, passage)
-        try:
-            await turn._read(messages)
-        except BaseException:
-            turn.leave()
-            raise
-        return turn
+        return cls(services, views.sessions, session_id, passage)
 
     def leave(self) -> None:
         """Give the session free for the next turn."""
@@ -89,7 +83,13 @@ class Turn:
             # the moment after.
             await self._passage.give_back()
 
-    async def _read(self, messages: Sequence[Message]) -> None:
+    async def read(self, messages: Sequence[Message]) -> None:
+        """Read what the turn needs of the session, and find what is new in *messages*.
+
+        Raises:
+            ApiError: 400, *messages* do not fit the session.
+            StoreError: nothing was stored, nobody was asked.
+        """
         limit = self._services.settings.history_limit
         # A single question cannot be a whole history sent again (but of a session that short): the tail is enough.
         brief = not any(m["role"] == "assistant" for m in messages) and sum(m["role"] == "user" for m in messages) <= 1
