@@ -20,7 +20,7 @@ from dotenv import dotenv_values
 from webai_api.errors import InvalidInput
 from webai_api.limits import DEFAULT_LIMITS, Limits, check_ttl
 
-__all__ = ["DEFAULT_TTL", "EMBEDDED_STORE", "Environment", "ServerSettings", "StoreSettings", "UpstreamSettings"]
+__all__ = ["DEFAULT_TTL", "EMBEDDED_STORE", "Environment", "ServerSettings", "StoreSettings", "UpstreamSettings", "client_key"]
 
 DEFAULT_TTL = 30 * 86400.0  # seconds
 EMBEDDED_STORE = "sqlite:///data/sessions.db"
@@ -134,6 +134,16 @@ class ServerSettings:
     def with_store(self, url: str) -> Self:
         """Return these settings with the store at *url*, as ``--store`` says."""
         return replace(self, store=replace(self.store, store_url=url))
+
+
+def client_key(environ: Mapping[str, str] | None = None) -> str | None:
+    """Return WEBAI_API_KEY, the key that ``webai-api chat --url`` brings to a server.
+
+    Raises:
+        InvalidInput: WEBAI_API_KEY_FILE cannot be read, or both are set.
+    """
+    env = Environment.of(environ)
+    return env.secret("WEBAI_API_KEY")
 
 
 class Environment:

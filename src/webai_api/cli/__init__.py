@@ -3,6 +3,7 @@
 Errors are one line with the remedy; exit 2 for how it was called or configured, 1 for a failure.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,8 +18,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         exit_code: int = arguments.run(arguments)
+        sys.stdout.flush()
     except InvalidInput as error:
         return _failed(error, 2)
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's own flush fails, too
+        return 1
     except (SessionError, ImportError, OSError) as error:
         return _failed(error, 1)
     except KeyboardInterrupt:

@@ -5,7 +5,6 @@ Both are spoken to by the same request, so the terminal sees what any client see
 
 import asyncio
 import json
-import os
 import secrets
 import sys
 from argparse import Namespace
@@ -15,9 +14,13 @@ from contextlib import AbstractAsyncContextManager
 from webai_api.cli.server_access import ChatServer, local_server, remote_server
 from webai_api.cli.store_choice import server_settings
 from webai_api.cli.terminal import printable
-from webai_api.errors import SessionError
+from webai_api.errors import InvalidInput, SessionError
+from webai_api.limits import Limits
+from webai_api.settings import client_key
 
 __all__ = ["run"]
+
+ANY_LENGTH = Limits(id_bytes=4096)  # how long an id may be, the server says
 
 
 def run(arguments: Namespace) -> int:
@@ -26,7 +29,8 @@ def run(arguments: Namespace) -> int:
 
 
 async def _chat(arguments: Namespace) -> int:
-    session_id = arguments.session or f"chat-{secrets.token_hex(4)}"
+    session_id = f"chat-{secrets.token_hex(4)}" if arguments.session is None else arguments.session
+    ANY_LENGTH.check_id(session_id, "--session")
     once, terminal = " ".join(arguments.message), sys.stdin.isatty()
     async with _server(arguments) as server:
         print(f"session: {printable(session_id)}, model: {printable(arguments.model)}", file=sys.stderr)
@@ -43,15 +47,19 @@ async def _chat(arguments: Namespace) -> int:
 
 def _server(arguments: Namespace) -> AbstractAsyncContextManager[ChatServer]:
     if arguments.url:
-        return remote_server(arguments.url, os.environ.get("WEBAI_API_KEY"))
+        return remote_server(arguments.url, client_key())
     return local_server(server_settings(arguments), arguments.tenant)
 
 
 def _read_line(prompt: str) -> str | None:
     try:
-        return input(prompt)
+        line = input(prompt)
+        line.encode()  # bytes that are no text arrive as lone surrogates in some locales, and raise in others
     except EOFError:
         return None
+    except UnicodeError as error:
+        raise InvalidInput("the input is not text in the terminal's encoding") from error
+    return line
 
 
 async def _say(server: ChatServer, model: str, session_id: str, text: str) -> bool:

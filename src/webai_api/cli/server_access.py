@@ -55,8 +55,12 @@ async def local_server(settings: ServerSettings, tenant: str | None) -> AsyncIte
 @asynccontextmanager
 async def remote_server(url: str, key: str | None) -> AsyncIterator[ChatServer]:
     """Speak to the server at *url*, with an API key if there is one."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
         raise InvalidInput("--url must be an http:// or https:// URL, such as http://127.0.0.1:6969")
     try:
         import aiohttp

@@ -7,10 +7,10 @@ import time
 from argparse import Namespace
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 from webai_api.cli.store_choice import chosen_store, embedded_file_is_missing
-from webai_api.cli.terminal import printable, table
+from webai_api.cli.terminal import json_escaped, printable, table
 from webai_api.errors import SessionNotFound
 from webai_api.manager import SessionManager
 from webai_api.settings import StoreSettings
@@ -116,18 +116,23 @@ def _as_json(session: Session) -> dict[str, Any]:
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    print(json_escaped(json.dumps(value, ensure_ascii=False, indent=2)))
 
 
 def _text(message: Mapping[str, Any]) -> str:
-    content = message.get("content")
+    content, calls = message.get("content"), message.get("tool_calls")
     if isinstance(content, list):
-        content = "\n".join(part.get("text") or f"({part.get('type')})" for part in content if isinstance(part, dict))
+        content = "\n".join(str(part.get("text") or f"({part.get('type')})") for part in content if _is_object(part))
     shown = [] if content is None else [printable(str(content))]
-    for call in message.get("tool_calls") or ():
-        function = call.get("function", {})
-        shown.append(printable(f"calls {function.get('name')}({function.get('arguments')})"))
+    for call in calls if isinstance(calls, list) else ():
+        function = call.get("function") if _is_object(call) else None
+        if _is_object(function):
+            shown.append(printable(f"calls {function.get('name')}({function.get('arguments')})"))
     return "\n".join(shown)
+
+
+def _is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)  # other programs may have written anything
 
 
 def _numbers(seqs: Sequence[int]) -> str:

@@ -15,7 +15,10 @@ def chosen_store(arguments: Namespace, settings: StoreSettings) -> str:
     if arguments.store:
         url, why = arguments.store, "--store"
     elif settings.store_url:
-        url, why = settings.store_url, "the environment" if settings.redis_url is None else "the REDIS_* variables"
+        url, why = (
+            settings.store_url,
+            "the REDIS_* variables" if settings.store_url == settings.redis_url else "SESSION_STORE",
+        )
     else:
         url, why = EMBEDDED_STORE, "the default"
     print(f"store: {redacted(url)} ({why})", file=sys.stderr)

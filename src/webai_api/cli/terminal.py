@@ -1,14 +1,20 @@
 """What may be shown on a terminal, and how."""
 
+import json
 import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["printable", "table"]
+__all__ = ["json_escaped", "printable", "table"]
 
 
 def printable(text: str) -> str:
     """Return *text* without what a terminal would obey: stored messages are not ours to trust."""
     return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def json_escaped(text: str) -> str:
+    """Return JSON with the same meaning in which what a terminal would obey is escaped."""
+    return "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else json.dumps(c)[1:-1] for c in text)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
