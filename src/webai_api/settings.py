@@ -20,7 +20,15 @@ from dotenv import dotenv_values
 from webai_api.errors import InvalidInput
 from webai_api.limits import DEFAULT_LIMITS, Limits, check_ttl
 
-__all__ = ["DEFAULT_TTL", "EMBEDDED_STORE", "Environment", "ServerSettings", "StoreSettings", "UpstreamSettings", "client_key"]
+__all__ = [
+    "DEFAULT_TTL",
+    "EMBEDDED_STORE",
+    "Environment",
+    "ServerSettings",
+    "StoreSettings",
+    "UpstreamSettings",
+    "client_key",
+]
 
 DEFAULT_TTL = 30 * 86400.0  # seconds
 EMBEDDED_STORE = "sqlite:///data/sessions.db"
