@@ -153,7 +153,8 @@ class SessionManager:
         Raises:
             InvalidInput: a message can never be stored.
             Conflict: somebody wrote since *expected*; nothing was stored.
-            IdReused, DuplicateId: *turn_id* is known with other messages.
+            IdReused, DuplicateId: *turn_id* is known with other messages, or with fewer. (The beginning of a stored
+                turn counts as its repeat: nothing is missing.)
             StoreUnavailable, OutcomeUnknown: see `webai_api.errors`.
         """
         if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):

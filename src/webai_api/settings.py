@@ -169,7 +169,10 @@ class Environment:
             from_file = dotenv_values(".env", interpolate=False) if Path(".env").is_file() else {}
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidInput("the file .env in the working directory cannot be read as UTF-8 text") from error
-        return cls({**{k: v for k, v in from_file.items() if v is not None}, **os.environ})
+        # A variable of the real environment also beats its twin with or without _FILE.
+        given = {name.removesuffix("_FILE") for name, value in os.environ.items() if value}
+        kept = {k: v for k, v in from_file.items() if v is not None and k.removesuffix("_FILE") not in given}
+        return cls({**kept, **os.environ})
 
     def text(self, name: str) -> str | None:
         return _COMMENT.sub("", self.values.get(name, "")).strip() or None

@@ -96,19 +96,16 @@ class _Local:
         }
         running = asyncio.create_task(self._app(scope, request.get, sent.put))
         running.add_done_callback(lambda _: sent.put_nowait(None))
-        status, rest = 500, b""
-        while (message := await sent.get()) is not None:
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                continue
-            *lines, rest = (rest + message.get("body", b"")).split(b"\n")
-            for line in lines if status == 200 else ():
+        start = await sent.get()
+        pieces = _bodies(sent)
+        if start is not None and start["status"] == 200:
+            async for line in _lines(pieces):
                 yield line
-            if status != 200:
-                rest = b"\n".join([*lines, rest])
-        await running
-        if status != 200:
-            raise SessionError(_refusal(rest, status))
+            await running
+        else:
+            refusal = b"".join([piece async for piece in pieces])
+            await running
+            raise SessionError(_refusal(refusal, 500 if start is None else start["status"]))
 
 
 class _Remote:
@@ -122,10 +119,25 @@ class _Remote:
             async with self._client.post(self._url, data=body) as response:
                 if response.status != 200:
                     raise SessionError(_refusal(await response.read(), response.status))
-                async for line in response.content:
+                async for line in _lines(response.content.iter_any()):
                     yield line
         except (aiohttp.ClientError, TimeoutError) as error:
             raise SessionError(f"{self._url} does not answer: {str(error) or 'timeout'}") from error
+
+
+async def _bodies(sent: "asyncio.Queue[MutableMapping[str, Any] | None]") -> AsyncIterator[bytes]:
+    while (message := await sent.get()) is not None:
+        yield message.get("body", b"")
+
+
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line
+    if rest:
+        yield rest
 
 
 def _refusal(body: bytes, status: int) -> str:

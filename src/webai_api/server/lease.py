@@ -19,7 +19,7 @@ from webai_api.server.background import Background
 from webai_api.server.errors import conversation_locked
 from webai_api.types import Item
 
-__all__ = ["LEASE_SECONDS", "Lease", "Turnstile"]
+__all__ = ["LEASE_SECONDS", "Lease", "Passage", "Turnstile"]
 
 LEASE_SECONDS = 6.0  # how long a crash can block an id; a renewal may fail twice before it is lost
 RENEW_SECONDS = 2.0

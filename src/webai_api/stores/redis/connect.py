@@ -54,7 +54,8 @@ def connection_options(url: str) -> dict[str, Any]:
     if not host or port == 0 or not re.fullmatch(r"(/[0-9]{0,6})?", parts.path) or parts.fragment:
         raise InvalidInput("a Redis URL is redis://[user:password@]host[:port][/database], the database a number")
     if unknown:
-        raise InvalidInput(f"the Redis URL has options that are not known: {', '.join(sorted(unknown))}")
+        # Not which: in a URL whose password is not percent-encoded, they may be a part of it.
+        raise InvalidInput(f"the Redis URL has options that are not known; known: {', '.join(sorted(URL_OPTIONS))}")
     return options
 
 

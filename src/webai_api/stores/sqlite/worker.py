@@ -27,7 +27,7 @@ from webai_api.stores.sqlite.calls import Answer, Call, CallQueue, Work, settle
 from webai_api.stores.sqlite.database import Database, is_busy, is_in_doubt, translated
 from webai_api.stores.sqlite.verbs import Transaction
 
-__all__ = ["Reader", "Worker", "Writer", "guarded", "refusals"]
+__all__ = ["Reader", "Worker", "Writer"]
 
 GROUP_CALLS, GROUP_BYTES = 512, 1 << 20  # per transaction, or one larger call alone
 READS = 64  # per snapshot: answers go out together, and none should wait for long
@@ -45,7 +45,7 @@ logger = logging.getLogger("webai_api")
 
 
 @contextmanager
-def guarded(path: Path) -> Iterator[None]:
+def _guarded(path: Path) -> Iterator[None]:
     """Let nothing out but errors that a caller may see: what leaves a thread's loop would leave callers waiting."""
     try:
         with translated(path):
@@ -57,12 +57,12 @@ def guarded(path: Path) -> Iterator[None]:
         raise StoreError(f"sqlite: {path}: internal error, see the log") from error
 
 
-def pause() -> None:
+def _pause() -> None:
     """Give another process time to finish its transaction; at random, so that several do not wait in step."""
     time.sleep(random.uniform(*PAUSE))  # noqa: S311  # no secret
 
 
-def refusals(calls: Sequence[Call[Any]], error: StoreError) -> list[Answer]:
+def _refusals(calls: Sequence[Call[Any]], error: StoreError) -> list[Answer]:
     """Return *error* as the answer of each call: a copy, since raising one adds to its traceback."""
     answers: list[Answer] = []
     for call in calls:
@@ -141,7 +141,7 @@ class Worker(ABC):
             except sqlite3.Error as error:
                 if not is_busy(error) or time.monotonic() > deadline:
                     raise
-                pause()
+                _pause()
             else:
                 return
 
@@ -169,11 +169,11 @@ class Worker(ABC):
     def _round(self) -> None:
         waiting = len(self.queue)
         try:
-            with guarded(self.path):
+            with _guarded(self.path):
                 self._round_or_pause()
         except StoreError as error:
             self._disconnect()  # the next call opens the file anew: it may be better by then
-            settle(refusals(self.queue.take(waiting, sys.maxsize), error))
+            settle(_refusals(self.queue.take(waiting, sys.maxsize), error))
 
     def _round_or_pause(self) -> None:
         try:
@@ -189,7 +189,7 @@ class Worker(ABC):
             if not is_busy(error):
                 raise
             self.queue.drop_late()
-            pause()
+            _pause()
 
     def _disconnect(self) -> None:
         database, self._database = self._database, None
@@ -209,10 +209,10 @@ class Reader(Worker):
         if not group:
             return
         try:
-            with guarded(self.path):
+            with _guarded(self.path):
                 answers = self._look(database, group)
         except StoreError as error:
-            answers = refusals(group, error)
+            answers = _refusals(group, error)
         settle(answers)
 
     def finish(self, database: Database) -> None:
@@ -221,7 +221,7 @@ class Reader(Worker):
     def attempt(self, call: Call[Any], transaction: Transaction) -> Answer:
         """Run one call. Whatever fails, fails for it alone."""
         try:
-            with guarded(self.path):
+            with _guarded(self.path):
                 return super().attempt(call, transaction)
         except StoreError as error:
             return call, None, error
@@ -267,18 +267,18 @@ class Writer(Worker):
         """Run *group* in the transaction that has begun; if that fails, each call in one of its own."""
         self._written += sum(CALL_BYTES + call.size for call in group)
         try:
-            with guarded(self.path):
+            with _guarded(self.path):
                 return self._commit(database, group)
         except StoreError as error:
             with suppress(sqlite3.Error):
                 self._roll_back(database)
             if len(group) == 1 or isinstance(error, OutcomeUnknown):
-                return refusals(group, error)
+                return _refusals(group, error)
             return [self._alone(database, call) for call in group]
 
     def _alone(self, database: Database, call: Call[Any]) -> Answer:
         try:
-            with guarded(self.path):
+            with _guarded(self.path):
                 self._roll_back(database)
                 self.insist(database, "BEGIN IMMEDIATE", call.deadline)
                 return self._commit(database, [call])[0]
@@ -307,7 +307,7 @@ class Writer(Worker):
         """Copy the log, drop what has expired, give free pages back: a bounded part, and no call depends on it."""
         self._tidy_at = time.monotonic() + TIDY_INTERVAL
         try:
-            with guarded(self.path):
+            with _guarded(self.path):
                 if self._written >= CHECKPOINT_BYTES:
                     self._written = 0
                     database.checkpoint("FULL")
