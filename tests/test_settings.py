@@ -274,6 +274,8 @@ def test_every_secret_can_be_in_a_file(name: str, tmp_path: Path) -> None:
     for ending in ("", "\n", "\r\n"):
         file.write_bytes((value + ending).encode())
         assert server(**{**others, f"{name}_FILE": str(file)}) == server(**{**others, name: value})
+    if name == "WEBAI_API_KEYS":
+        return  # an empty file is refused: see below
     file.write_text("\n")
     others.pop("REDIS_PASSWORD", None)
     assert server(**{**others, f"{name}_FILE": str(file)}) == server(**others)
@@ -422,6 +424,18 @@ def test_the_server_is_what_its_variables_say() -> None:
 def test_api_keys_are_split_at_the_first_colon(value: str, pairs: Any) -> None:
     digests = tuple((tenant, sha256(key.encode()).digest()) for tenant, key in pairs)
     assert server(WEBAI_API_KEYS=value).api_keys == digests
+
+
+@pytest.mark.parametrize("value", [",", " ", "\n", " , ,"])
+def test_api_keys_that_are_set_but_hold_none_are_refused(value: str) -> None:
+    with pytest.raises(InvalidInput, match="WEBAI_API_KEYS"):
+        server(WEBAI_API_KEYS=value)
+
+
+def test_an_empty_file_of_secrets_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("\n")
+    with pytest.raises(InvalidInput, match="WEBAI_API_KEYS_FILE"):
+        server(WEBAI_API_KEYS_FILE=str(tmp_path / "keys"))
 
 
 def test_upstreams_are_what_their_variables_say() -> None:

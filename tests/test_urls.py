@@ -68,7 +68,7 @@ BAD: list[tuple[Any, str]] = [
     ("redis://host/-1", "redis://"),
     ("redis://host/0/1", "redis://"),
     ("redis://host/0#x", "redis://"),
-    ("redis://host/0?decode_responses=true", "options that are not known: decode_responses"),
+    ("redis://host/0?decode_responses=true", "options that are not known; known: "),
     ("redis://[::1/0", "malformed"),
 ]
 

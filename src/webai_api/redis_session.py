@@ -40,7 +40,8 @@ class RedisSessionManager:
         settings = StoreSettings.from_env()
         self.enabled = settings.redis_url is not None
         self.strict = strict
-        self.ttl = settings.redis_ttl
+        # A whole number as one, so that it can be handed to Redis' own EXPIRE.
+        self.ttl = int(settings.redis_ttl) if settings.redis_ttl.is_integer() else settings.redis_ttl
         self.last_error: StoreError | None = None
         self.failures = 0
         self._store, self._owns_store = environment_store(settings, settings.redis_url)

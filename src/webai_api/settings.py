@@ -184,9 +184,10 @@ class Environment:
         if value is not None:
             raise InvalidInput(f"{name} and {name}_FILE are both set; set one of them")
         try:
-            return Path(file).read_text(encoding="utf-8").strip("\r\n") or None
+            text = Path(file).read_text(encoding="utf-8").strip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidInput(f"{name}_FILE names a file that cannot be read as UTF-8 text") from error
+        return text or None
 
     def flag(self, name: str) -> bool:
         value = (self.text(name) or "").lower()
@@ -266,14 +267,19 @@ def _redis_url(env: Environment) -> str:
 
 
 def _api_keys(env: Environment) -> tuple[tuple[str, bytes], ...]:
-    pairs = []
-    for part in re.split(r"[,\n]", env.secret("WEBAI_API_KEYS") or ""):
+    pairs: list[tuple[str, bytes]] = []
+    given = env.secret("WEBAI_API_KEYS")
+    for part in re.split(r"[,\n]", given or ""):
         if not part.strip():
             continue
         tenant, colon, key = part.strip().partition(":")
         if not colon or not _TENANT.fullmatch(tenant) or not key or any(c.isspace() for c in key):
             raise InvalidInput("WEBAI_API_KEYS must be tenant:key,tenant:key with tenants of A-Z a-z 0-9 _ - (1 to 64)")
-        pairs.append((tenant, sha256(key.encode()).digest()))
+        # Bytes that are no UTF-8 come out of the environment as surrogates, and go back as the bytes they were.
+        pairs.append((tenant, sha256(key.encode(errors="surrogateescape")).digest()))
+    if not pairs and (given or env.text("WEBAI_API_KEYS_FILE")):  # meant to be protected: never go on without keys
+        name = "WEBAI_API_KEYS" if given else "WEBAI_API_KEYS_FILE"
+        raise InvalidInput(f"{name} is set but has no key; remove it, or give tenant:key")
     if len({key for _, key in pairs}) != len(pairs):
         raise InvalidInput("WEBAI_API_KEYS has the same key twice")
     return tuple(pairs)

@@ -208,6 +208,45 @@ async def test_with_finish_another_request_is_a_new_turn(upstream: FakeUpstream,
         assert await server.count("s") == 6
 
 
+async def test_with_finish_a_client_that_goes_during_the_commit_gets_its_answer_again(
+    upstream: FakeUpstream, memory: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committing, gate = asyncio.Event(), asyncio.Event()
+    original = type(memory).append
+
+    async def slow(view: Any, *args: Any, **kwargs: Any) -> Any:
+        if view._options.namespace == "session":
+            committing.set()
+            await gate.wait()
+        return await original(view, *args, **kwargs)
+
+    monkeypatch.setattr(type(memory), "append", slow)
+    environ = {**upstream.environ, "WEBAI_ON_INTERRUPT": "finish"}
+    async with running(server_settings(**environ), memory) as server:
+        first = asyncio.create_task(server.say("ping", "s", model="fake-1"))
+        await committing.wait()
+        first.cancel()
+        await asyncio.wait({first})
+        await asyncio.sleep(0.05)
+        gate.set()
+        await server.settle()
+        retry = await server.say("ping", "s", model="fake-1")
+        assert (retry.text, retry.headers["Idempotent-Replayed"]) == ("pong", "true")
+        assert await server.stored("s") == [user("ping"), assistant("pong")]
+
+
+@pytest.mark.parametrize("verb", ["append", "delete"])
+async def test_with_finish_a_store_that_cannot_keep_an_answer_for_a_retry_still_stores_the_turn(
+    upstream: FakeUpstream, memory: SessionStore, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    failing = Failing(monkeypatch, memory, verb, "unseen")
+    failing.error, failing.times = StoreUnavailable("down"), 100
+    environ = {**upstream.environ, "WEBAI_ON_INTERRUPT": "finish"}
+    async with running(server_settings(**environ), memory) as server:
+        assert (await server.say("ping", "s", model="fake-1")).status == 200
+        assert await server.stored("s") == [user("ping"), assistant("pong")]
+
+
 async def test_a_thousand_clients_that_hang_up_leave_no_task_lease_or_connection(
     server: Running, upstream: FakeUpstream
 ) -> None:
@@ -291,6 +330,31 @@ async def test_a_commit_whose_outcome_is_unknown_is_repeated_and_stored_once(
     failing.error, failing.times, failing.after = OutcomeUnknown("lost"), 2, after
     assert (await server.say("ping", "s", model="fake-1")).status == 200
     assert await server.stored("s") == [user("ping"), assistant("pong")]
+
+
+async def test_a_commit_that_may_have_happened_is_never_said_not_to_have(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn, "COMMIT_SECONDS", 0.5)
+    original, errors = type(server.store).append, [OutcomeUnknown("lost")]
+
+    async def failing(view: Any, *args: Any, **kwargs: Any) -> Any:
+        if view._options.namespace == "session":
+            raise errors.pop() if errors else StoreUnavailable("down")
+        return await original(view, *args, **kwargs)
+
+    monkeypatch.setattr(type(server.store), "append", failing)
+    reply = await server.say("ping", "s", model="fake-1")
+    assert (reply.status, reply.error["code"]) == (503, "outcome_unknown")
+
+
+async def test_a_lease_that_may_have_been_taken_is_given_back(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = Failing(monkeypatch, server.store, "append", "lease")
+    failing.error, failing.times, failing.after = OutcomeUnknown("lost"), 1, True
+    reply = await server.say("ping", "s", model="fake-1")
+    assert (reply.status, reply.error["code"]) == (503, "store_unavailable")
+    await server.settle()
+    assert (await server.say("ping", "s", model="fake-1")).status == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])

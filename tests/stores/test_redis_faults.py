@@ -86,6 +86,24 @@ async def test_lost_replies_lose_and_double_nothing_when_the_caller_repeats_what
         assert await held(direct, session) == [f"{session}-{number}" for number in range(10)]
 
 
+async def test_an_append_sent_again_after_many_others_is_still_stored_once(
+    proxy: FaultProxy, store: RedisStore, direct: SessionStore
+) -> None:
+    """On a busy session, more than the window of ids may come between two tries of one call."""
+    await store.append("s0", [said(0, 0)], ttl=600)
+    proxy.lose = 0.03
+
+    async def write(writer: int) -> None:
+        for number in range(25):
+            await store.append("s0", [said(writer, 2 * number), said(writer, 2 * number + 1)], ttl=600)
+
+    await asyncio.gather(*(write(writer) for writer in range(1, 41)))
+    assert proxy.lost > 10
+    ids = await held(direct, 0)
+    assert len(ids) == len(set(ids)) == 1 + 40 * 50
+    assert all(ids.index(f"{w}-{n + 1}") == ids.index(f"{w}-{n}") + 1 for w in range(1, 41) for n in range(0, 50, 2))
+
+
 async def test_an_append_cut_after_any_byte_is_stored_exactly_once(
     proxy: FaultProxy, store: RedisStore, direct: SessionStore
 ) -> None:
@@ -182,6 +200,25 @@ async def storm(store: SessionStore, *, seed: int) -> int:
 
 async def test_a_cancelled_call_never_leaves_its_reply_to_another(direct: SessionStore) -> None:
     assert sum([await storm(direct, seed=seed) for seed in range(3)]) == 0
+
+
+async def test_a_cancelled_call_ends_as_cancelled(direct: SessionStore) -> None:
+    """Not a matter of course: see `_heed` in stores/redis/connect.py."""
+    await direct.append("s0", [said(0, 0)], ttl=600)
+    chance, returned = random.Random(7), 0
+
+    async def one() -> None:
+        nonlocal returned
+        for _ in range(50):
+            call = asyncio.create_task(direct.read("s0"))
+            for _ in range(chance.randrange(8)):
+                await asyncio.sleep(0)
+            if call.cancel():
+                await asyncio.wait({call})
+                returned += not call.cancelled()
+
+    await asyncio.gather(*(one() for _ in range(20)))
+    assert returned == 0
 
 
 async def test_the_storm_of_cancelled_calls_sees_the_leak_it_looks_for(

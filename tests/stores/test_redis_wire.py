@@ -341,7 +341,12 @@ async def test_damaged_bookkeeping_is_corrupt_data_until_it_is_deleted(
     else:
         raw.hset(HASH, field, value)
     before = raw.lrange(KEY, 0, -1)
-    for call in (store.read("s"), store.remove("s", ["nobody"]), store.append("s", numbered(3))):
+    for call in (
+        store.read("s"),
+        store.remove("s", ["nobody"]),
+        store.append("s", numbered(3)),
+        store.append("s", [said("x")]),
+    ):
         with pytest.raises(CorruptData, match="'s'"):
             await call
     assert raw.lrange(KEY, 0, -1) == before

@@ -509,6 +509,8 @@ class TestDamage:
         for call in (store.read("s"), store.append("s", [said("x")]), store.remove("s", ["i"])):
             with pytest.raises(CorruptData, match="'s'"):
                 await call
+        with tool(path) as connection:
+            assert connection.execute("SELECT count(*) FROM items").fetchone() == (2,)  # what raised stored nothing
         assert [s.id async for s in store.sessions()] == ["t"]
         assert await store.delete("s") is True
         assert (await store.read("s")).session is None

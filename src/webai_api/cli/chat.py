@@ -87,9 +87,16 @@ async def _pieces(lines: AsyncIterator[bytes]) -> AsyncIterator[str | None]:
         if payload == b"[DONE]":
             yield None
             return
+        yield _text(payload)
+
+
+def _text(payload: bytes) -> str:
+    try:
         event = json.loads(payload)
-        if "error" in event:
-            raise SessionError(printable(str(event["error"].get("message"))))
-        for choice in event.get("choices", ()):
-            delta = choice.get("delta", {})
-            yield delta.get("content") or delta.get("refusal") or ""
+        if "error" not in event:
+            deltas = [choice.get("delta") or {} for choice in event.get("choices") or ()]
+            return "".join(str(delta.get("content") or delta.get("refusal") or "") for delta in deltas)
+        message = str(event["error"]["message"])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise SessionError("the server sent an event that is no chat chunk") from error
+    raise SessionError(printable(message))

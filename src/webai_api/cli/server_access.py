@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from webai_api.cli.terminal import printable
 from webai_api.errors import InvalidInput, SessionError
 from webai_api.settings import ServerSettings
 from webai_api.urls import open_store
@@ -142,6 +143,6 @@ async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 def _refusal(body: bytes, status: int) -> str:
     try:
-        return str(json.loads(body)["error"]["message"])
+        return printable(str(json.loads(body)["error"]["message"]))
     except (ValueError, KeyError, TypeError):
         return f"the server answered with status {status}"

@@ -1,6 +1,7 @@
 """Who may ask: API keys, and the hosts a browser may believe us to be."""
 
 import hmac
+import logging
 from collections.abc import Sequence
 from hashlib import sha256
 
@@ -8,6 +9,8 @@ from webai_api.server.errors import ApiError, bad_request
 from webai_api.server.http import Request
 
 __all__ = ["Hosts", "Keys"]
+
+_logger = logging.getLogger("webai_api.server")
 
 
 class Keys:
@@ -34,6 +37,7 @@ class Keys:
             if hmac.compare_digest(known, digest):
                 found = tenant
         if found is None or scheme.lower() != b"bearer":
+            _logger.warning("a request from %s was refused: %s", request.client, "bad key" if values else "no key")
             raise _unauthorized(given=bool(values))
         return found
 

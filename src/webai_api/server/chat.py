@@ -130,6 +130,8 @@ class ChatHandler:
                 return
             await turn.read(call.messages)
             await _ask(call, upstream, turn.messages, Relay(background, exchange, turn, once, unseen))
+            if unseen is not None and not exchange.gone:
+                await unseen.seen()
         finally:
             turn.leave()
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMap
 from contextlib import suppress
 from typing import Any, TypeAlias
 
+from webai_api.errors import StoreError
 from webai_api.server.errors import ApiError, api_error, bad_request
 from webai_api.server.wire import encode, event
 
@@ -34,13 +35,14 @@ _JSON = re.compile(r"application/json\s*(;\s*charset\s*=\s*\"?utf-?8\"?\s*)?;?\s
 class Request:
     """What the client sent."""
 
-    __slots__ = ("_headers", "method", "path", "receive", "tenant")
+    __slots__ = ("_headers", "client", "method", "path", "receive", "tenant")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.receive = receive
         self.tenant: str | None = None
+        self.client: str = (scope.get("client") or ("unknown",))[0]
         self._headers: list[tuple[bytes, bytes]] = scope["headers"]
 
     def values(self, name: bytes) -> list[bytes]:
@@ -65,7 +67,7 @@ class Request:
             ApiError: 408, 413 or 415.
         """
         kind = self.value(b"content-type") or b""
-        if not _JSON.fullmatch(kind.decode("latin-1")):
+        if len(kind) > 200 or not _JSON.fullmatch(kind.decode("latin-1")):
             raise ApiError(415, "The body must be JSON in UTF-8: send Content-Type: application/json.")
         if (coding := self.value(b"content-encoding")) and coding.strip().lower() != b"identity":
             raise ApiError(415, "Compressed bodies are not accepted; send the body without Content-Encoding.")
@@ -167,7 +169,8 @@ class Exchange:
         if told.code == "internal_error":
             _logger.error("request %s failed", self.request_id, exc_info=error)
         elif told.status >= 500:
-            _logger.warning("request %s: %d %s", self.request_id, told.status, told.code)
+            cause = f": {error}" if isinstance(error, StoreError) else ""  # names sessions, never what they hold
+            _logger.warning("request %s: %d %s%s", self.request_id, told.status, told.code, cause)
         if self.finished:
             return
         if self.started:

@@ -7,6 +7,7 @@ was completed, and sends the stored answer.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 
@@ -51,7 +52,7 @@ class Once:
         self._name = sha256(f"{path}\0{key}".encode()).hexdigest()
         self._request = sha256(request).hexdigest()
         self._lease = Lease(views.once, self._name, background, {"request": self._request})
-        self._version = 0
+        self.version = 0
 
     async def begin(self, *, ttl: float) -> Replay | None:
         """Claim the key; or return the answer to be sent again, its turn committed.
@@ -83,29 +84,30 @@ class Once:
             turn=items,
         )
         try:
-            self._version = await commit(
+            self.version = await commit(
                 self._views.once, self._name, written, expected=self._lease.version, ttl=KEEP_SECONDS
             )
         except Conflict as error:
             raise _in_flight("The claim on this Idempotency-Key expired, and another request took it over.") from error
 
-    def committed(self, version: int) -> None:
+    def committed(self, version: int, record_version: int) -> None:
         """Note that the turn is stored, without being waited for: it only saves a replay from looking."""
         item = Item(data={"kind": "committed", "version": version})
-        self._background.spawn(self._append(item))
+        self._background.spawn(self._append(item, record_version))
 
     def abandon(self) -> None:
         """Free the key, unless there is an answer to keep: the request may be repeated and runs anew."""
-        if not self._version:
+        if not self.version:
             self._background.spawn(self._lease.release())
 
     async def forget(self) -> None:
         """Drop the answer that was kept: its turn could not be committed."""
-        self._lease.version = self._version
+        self._lease.version = self.version
         await self._lease.release()
 
-    async def _append(self, item: Item) -> None:
-        await self._views.once.append(self._name, [item], ttl=KEEP_SECONDS)
+    async def _append(self, item: Item, expected: int) -> None:
+        with suppress(Conflict):  # the record was dropped meanwhile: nothing of it may come back
+            await self._views.once.append(self._name, [item], expected=expected, ttl=KEEP_SECONDS)
 
     async def _replay(self, conflict: Conflict, ttl: float) -> Replay:
         found = [item.data for item in conflict.missed.items]
@@ -135,7 +137,7 @@ class Once:
                     "The conversation went on before this turn was stored; nothing of it was. Repeat the request."
                 ) from error
             version = history.session.version
-        self.committed(version)
+        self.committed(version, record_version)
         return version
 
 

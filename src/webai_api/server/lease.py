@@ -23,6 +23,7 @@ __all__ = ["LEASE_SECONDS", "Lease", "Passage", "Turnstile"]
 
 LEASE_SECONDS = 6.0  # how long a crash can block an id; a renewal may fail twice before it is lost
 RENEW_SECONDS = 2.0
+RELEASE_AGAIN = 0.25  # between tries to give a lease back to a store that is away
 WAIT_SECONDS = 2.0  # for a turn that is under way
 POLL_SECONDS = 0.02, 0.1  # between tries, when another instance holds it
 
@@ -36,6 +37,7 @@ class Lease:
         self, store: SessionStore, name: str, background: Background, data: Mapping[str, Any] | None = None
     ) -> None:
         self.version = 0
+        self.unsure = False
         self._store = store
         self._name = name
         self._item = Item(id=secrets.token_hex(16), data=data if data is not None else {})
@@ -48,11 +50,13 @@ class Lease:
 
         Raises:
             Conflict: somebody holds it; carries the items that are there.
+            StoreUnavailable: the store did not answer. If `unsure`, the lease may be taken: `release` it.
         """
         try:
             await self._append()
-        except OutcomeUnknown:
-            await self._append()
+        except OutcomeUnknown as error:
+            self.unsure = True
+            raise StoreUnavailable("the store did not confirm a lease in time") from error
         self._renew_later()
 
     async def hold_still(self) -> None:
@@ -66,14 +70,21 @@ class Lease:
     async def release(self) -> None:
         """Give the lease back. If that fails, it expires."""
         await self.hold_still()
-        try:
-            if not self.version:  # the taking was cut off; taken now, it is certainly ours
-                await self._append()
-            await self._store.delete(self._name, expected=self.version)
-        except Conflict:
-            pass  # it had expired, and another has it
-        except StoreError as error:
-            _logger.warning("a lease was not given back and will expire: %s", type(error).__name__)
+        until = asyncio.get_running_loop().time() + LEASE_SECONDS
+        while True:
+            try:
+                if not self.version:  # the taking was cut off; taken now, it is certainly ours
+                    await self._append()
+                await self._store.delete(self._name, expected=self.version)
+            except Conflict:
+                return  # it had expired, and another has it
+            except StoreError as error:
+                if asyncio.get_running_loop().time() > until:
+                    _logger.warning("a lease was not given back and will expire: %s", type(error).__name__)
+                    return
+                await asyncio.sleep(RELEASE_AGAIN)
+            else:
+                return
 
     async def _append(self) -> None:
         taken = await self._store.append(self._name, [self._item], expected=0, after=0, ttl=LEASE_SECONDS)
@@ -138,7 +149,7 @@ class Turnstile:
             if not passage.held:
                 raise _locked()  # noqa: TRY301  # the clean-up below is for this one, too
         except BaseException as error:
-            if isinstance(error, StoreUnavailable):
+            if isinstance(error, StoreUnavailable) and not lease.unsure:
                 passage.held = False  # nothing happened, so there is nothing to give back
             passage.leave()
             raise

@@ -19,13 +19,14 @@ from webai_api.types import Message
 __all__ = ["Relay", "pass_through", "send_again"]
 
 STREAM: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+MAX_PASSED_BYTES = 64 << 20  # of an answer in one piece: the most that one request may take of the memory
 EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
 async def pass_through(reply: Reply, exchange: Exchange) -> None:
     """Send the answer as it comes, byte for byte."""
     if not reply.streams:
-        await exchange.reply(200, await reply.read(), reply.headers)
+        await exchange.reply(200, await reply.read(MAX_PASSED_BYTES), reply.headers)
         return
     await exchange.start(200, [*reply.headers, *STREAM])
     async with aclosing(whole_events(reply.pieces())) as pieces:
@@ -129,7 +130,7 @@ class Relay:
             await once.done(body, streamed=streamed, turn=turn, items=items)
         if turn is None:
             return None
-        if self._unseen is not None and self._exchange.gone:  # the client will send its request again
+        if self._unseen is not None:  # the client may go before it has all, and will send its request again
             await self._unseen.keep(body, streamed=streamed, answer_id=items[-1].id)
         try:
             version = await turn.commit(items)
@@ -138,7 +139,7 @@ class Relay:
                 await once.forget()
             raise
         if once is not None:
-            once.committed(version)
+            once.committed(version, once.version)
         return version
 
 

@@ -6,10 +6,12 @@ import ipaddress
 import signal
 import socket
 import sys
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from webai_api.errors import InvalidInput
+from webai_api.errors import InvalidInput, StoreError, StoreUnavailable
+from webai_api.protocol import SessionStore
 from webai_api.server.app import create_app
 from webai_api.settings import ServerSettings
 from webai_api.urls import open_store, redacted
@@ -26,6 +28,7 @@ __all__ = ["serve"]
 DRAIN_SECONDS = 30  # for requests in flight at SIGTERM; orchestrators kill after some 30 s, too
 BACKLOG = 2048
 USAGE, FAILURE = 2, 1  # exit codes
+LOOK_SECONDS = 1.0  # for the store to answer at the start
 
 
 def serve(settings: ServerSettings, *, workers: int = 1) -> int:
@@ -35,7 +38,7 @@ def serve(settings: ServerSettings, *, workers: int = 1) -> int:
         listener = _bind(settings.host, settings.port)
     except InvalidInput as error:
         return _refuse(str(error), USAGE)
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, StoreError) as error:
         return _refuse(str(error), FAILURE)
     with listener:
         sys.stdout.write(_greeting(settings, listener, workers))
@@ -57,7 +60,16 @@ def _check(settings: ServerSettings, workers: int) -> None:
             f"without API keys the server listens on loopback only, not on {settings.host}: "
             "set WEBAI_API_KEYS=tenant:key, or use --host 127.0.0.1"
         )
-    asyncio.run(open_store(url, limits=settings.store.limits).aclose())
+    asyncio.run(_look(open_store(url, limits=settings.store.limits)))
+
+
+async def _look(store: SessionStore) -> None:
+    """Look whether the store can be used; one that is only away may come back."""
+    async with aclosing(store):
+        try:
+            await store.with_options(namespace="probe", deadline=LOOK_SECONDS).read("start", last=0)
+        except StoreUnavailable as error:
+            sys.stderr.write(f"webai-api: warning: {error}; serving all the same, /readyz tells when it is there\n")
 
 
 def _is_loopback(host: str) -> bool:

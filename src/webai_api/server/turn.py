@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from webai_api.codec import encode_item
-from webai_api.errors import InvalidInput, NotDurable, OutcomeUnknown, StoreUnavailable
+from webai_api.errors import InvalidInput, NotDurable, OutcomeUnknown, StoreError, StoreUnavailable
 from webai_api.messages import chat_messages, last_turns, stored_message
 from webai_api.protocol import SessionStore
 from webai_api.server.errors import ApiError
@@ -125,12 +125,15 @@ async def commit(store: SessionStore, session_id: str, items: Sequence[Item], *,
     """
     time = asyncio.get_running_loop().time
     until = time() + COMMIT_SECONDS
+    unknown: StoreError | None = None
     while True:
         try:
             history = await store.append(session_id, items, expected=expected, ttl=ttl)
-        except (StoreUnavailable, OutcomeUnknown, NotDurable):
+        except (StoreUnavailable, OutcomeUnknown, NotDurable) as error:
+            if not isinstance(error, StoreUnavailable):
+                unknown = error  # stays so, whatever becomes of the next tries
             if time() > until:
-                raise
+                raise unknown or error from error
             await asyncio.sleep(random.uniform(*RETRY_SECONDS))  # noqa: S311  # a jitter, not a secret
         else:
             return history.session.version if history.session else 0

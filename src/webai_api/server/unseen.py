@@ -1,17 +1,22 @@
 """Answers that were finished after their clients had gone (``WEBAI_ON_INTERRUPT=finish``).
 
 Such a client sends its request again, most often without an Idempotency-Key. Asking the model once more would store
-the turn twice; so the answer is kept, and the same request gets it, as long as its turn is the session's newest.
+the turn twice; so the answer is kept until its client has all of it, and the same request gets it, as long as its turn
+is the session's newest.
 """
 
+import logging
 from dataclasses import replace
 from hashlib import sha256
 
+from webai_api.errors import StoreError
 from webai_api.protocol import SessionStore
 from webai_api.server.record import KEEP_SECONDS, Replay, recorded, replay_of
 from webai_api.types import Item
 
 __all__ = ["Unseen"]
+
+_logger = logging.getLogger("webai_api.server")
 
 
 class Unseen:
@@ -22,17 +27,19 @@ class Unseen:
         self._sessions = sessions
         self._session_id = session_id
         self._request = sha256(body).hexdigest()
-        self._kept = False
 
     async def keep(self, body: bytes, *, streamed: bool, answer_id: str) -> None:
-        """Keep an answer that nobody has seen; *answer_id* is its item in the session, stored now or in a moment."""
-        if self._kept:
-            return
-        self._kept = True
+        """Keep an answer that nobody has seen yet; *answer_id* is its item in the session, stored in a moment.
+
+        A store that fails here costs a retry its answer, but not the turn.
+        """
         said = Item(data={"kind": "request", "digest": self._request, "answer": answer_id})
         items = [said, *recorded(body, streamed=streamed, session_id=self._session_id, expected=0)]
-        await self._store.delete(self._session_id)
-        await self._store.append(self._session_id, items, ttl=KEEP_SECONDS)
+        try:
+            await self._store.delete(self._session_id)
+            await self._store.append(self._session_id, items, ttl=KEEP_SECONDS)
+        except StoreError as error:
+            _logger.warning("an answer was not kept for a retry: %s", type(error).__name__)
 
     async def find(self) -> Replay | None:
         """Return the answer to this very request, if nobody has seen it and nothing came after it.
@@ -50,4 +57,7 @@ class Unseen:
 
     async def seen(self) -> None:
         """Forget the answer: its client has it, and the same words again are a new turn."""
-        await self._store.delete(self._session_id)
+        try:
+            await self._store.delete(self._session_id)
+        except StoreError as error:
+            _logger.warning("an answer that was seen was not forgotten: %s", type(error).__name__)

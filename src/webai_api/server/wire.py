@@ -53,9 +53,11 @@ def parse_object(body: bytes, depth: int) -> dict[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise bad_request(f"The body has the key {twice!r:.80} twice in one object.")
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise bad_request(f"The body has the key {key!r:.80} twice in one object.")
+            seen.add(key)
     return found
 
 

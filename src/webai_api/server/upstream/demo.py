@@ -26,7 +26,7 @@ _NAME = re.compile(r"\b(?:my name is|i am called|call me)\s+([^\s.,;:!?\"']+)", 
 _I_AM = re.compile(r"\b(?:i am|i'm)\s+([^\s.,;:!?\"']+)", re.IGNORECASE)  # may be "tired": only if no name was given
 _CODE_WORD = re.compile(r"\bcode ?word(?:\s+is|\s*:|\s*=)\s+([^\s.,;!?\"']+)", re.IGNORECASE)
 _ASKS_NAME = re.compile(r"\b(?:what(?:'s| is| was)? my name|who am i)\b", re.IGNORECASE)
-_ASKS_CODE_WORD = re.compile(r"\bwhat(?:'s| is| was)\b.*\bcode ?word\b", re.IGNORECASE)
+_ASKS_CODE_WORD = re.compile(r"\bwhat(?:'s| is| was)\b[^.?!]{0,80}\bcode ?word\b", re.IGNORECASE)
 _ASKS_FIRST = re.compile(r"\bwhat did i (?:say|ask|tell you) first\b", re.IGNORECASE)
 
 

@@ -23,6 +23,7 @@ PASSED_PREFIX = "x-ratelimit-"
 ERROR_BYTES = 64 << 10  # of an error's body; the rest is not read
 WRITE_BYTES = 1 << 20  # a longer body goes out in pieces; aiohttp warns otherwise
 MODELS_SECONDS = 2.0
+MODELS_BYTES = 1 << 20
 END_SECONDS = 0.1
 _SECRET = re.compile(r"(sk-|AIza|Bearer )[^\s\"',]+|https?://[^\s\"',]+")
 _logger = logging.getLogger("webai_api.server")
@@ -98,7 +99,7 @@ class HttpUpstream:
             async with asyncio.timeout(MODELS_SECONDS):
                 url = f"{self._settings.url}/models"
                 async with self._client.session.get(url, headers=self._headers, allow_redirects=False) as response:
-                    listed = loads(await response.read()) if response.status == 200 else {}
+                    listed = loads(await response.content.read(MODELS_BYTES)) if response.status == 200 else {}
                     return [model["id"].removeprefix("models/") for model in listed["data"]]
         except (aiohttp.ClientError, OSError, TimeoutError):
             return []
@@ -145,7 +146,11 @@ class HttpUpstream:
         return ApiError(
             status,
             message,
-            code=str(code)[:100] if code is not None else "rate_limit_exceeded" if status == 429 else None,
+            code=(self._cleaned(str(code)) or "")[:100]
+            if code is not None
+            else "rate_limit_exceeded"
+            if status == 429
+            else None,
             param=self._cleaned(said.get("param")),
             kind=self._cleaned(said.get("type")),
             headers=headers,
@@ -163,7 +168,9 @@ class HttpUpstream:
 class _HttpReply:
     def __init__(self, response: aiohttp.ClientResponse, name: str, until: float) -> None:
         self.headers = [(key.lower().encode(), value.encode()) for key, value in _visible(response).items()]
-        kind = response.headers.get("content-type", "application/json")
+        kind = response.headers.get("content-type", "")
+        if not (kind.isascii() and kind.isprintable()) or not kind:
+            kind = "application/json"
         self.headers.append((b"content-type", kind.encode()))
         self.streams = kind.startswith("text/event-stream")
         self._content = response.content

@@ -1,12 +1,14 @@
 -- Append items as one unit. KEYS: list, log, hash.
 -- ARGV: expected version, after seq, epoch, ttl in ms ('inf': no expiry), keep, metadata as JSON, operation token,
---   number of items; then four for each item: digest of its id, 21 bits of fingerprint, head, tail.
---   '' where an option is not given. The token is used by calls without items only; items are known by their ids.
+--   1 if the call is sent again, number of items; then four for each item: digest of its id, 21 bits of fingerprint,
+--   head, tail. '' where an option is not given. The token is used by calls without items only; items are known by
+--   their ids.
 -- Replies: ok | created (or adopted from other code) | repeat | conflict, each with the session and the news; reused |
 --   partly, with the positions of the items concerned; lost; damaged.
 local expected, after, epoch = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local ttl, keep, metadata, token, items = ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7], tonumber(ARGV[8])
-local function arg(item, part) return ARGV[8 + (item - 1) * 4 + part] end
+local ttl, keep, metadata, token, items = ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7], tonumber(ARGV[9])
+local sent_again = ARGV[8] ~= ''
+local function arg(item, part) return ARGV[9 + (item - 1) * 4 + part] end
 
 local session, floor, tokens, refusal = load()
 if refusal then return refusal end
@@ -21,6 +23,38 @@ local function repeated()
   end
   save(session) -- also so that a WAIT after this call covers the first copy
   return reply('repeat', session, news(session, after, epoch))
+end
+
+local RESENT_MS = 60000 -- longer than a call is sent again
+local SCAN = 100        -- entries looked at in one LRANGE
+
+-- Is this entry item i, word for word? Returns also when it was stored (ms), if we wrote it.
+local function is_item(entry, i)
+  local at = string.match(entry, '^{"id":.-,"~at":(%d+)')
+  return at and entry == arg(i, 3) .. at .. arg(i, 4), tonumber(at)
+end
+
+-- Is the call in the list? On a busy session its ids may have left the log between our two tries. What was stored
+-- before the first try cannot be it, so the work is bounded by what came since.
+local function stored_before()
+  local to = session.count - 1
+  while to >= 0 do
+    local from = math.max(0, to - SCAN + 1)
+    local entries = redis.call('LRANGE', LIST, from, to)
+    for j = #entries, 1, -1 do
+      local last, at = is_item(entries[j], items)
+      if at and at < now_ms - RESENT_MS then return false end
+      local start = from + j - items
+      if last and start >= 0 then
+        for i, entry in ipairs(redis.call('LRANGE', LIST, start, from + j - 1)) do
+          if not is_item(entry, i) then return false end
+        end
+        return true
+      end
+    end
+    to = from - 1
+  end
+  return false
 end
 
 -- Is the call known: as a whole, in part, or with other content?
@@ -45,6 +79,7 @@ elseif session and not stale_log then
   if #reused > 0 then return { 'reused', reused } end
   if partly or (#known > 0 and #known < items) then return { 'partly', known } end
   if #known > 0 then return repeated() end
+  if sent_again and stored_before() then return repeated() end
 end
 
 if expected and expected ~= (session and session.version or 0) then

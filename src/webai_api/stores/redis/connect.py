@@ -51,6 +51,8 @@ def connection_options(url: str) -> dict[str, Any]:
         options: dict[str, Any] = dict(parse_url(url))
     except ValueError:  # its text may hold a part of the password
         raise InvalidInput("the Redis URL is malformed: redis://[user:password@]host[:port][/database]") from None
+    if parts.scheme == "rediss":
+        options.setdefault("ssl_check_hostname", True)  # redis-py before 6 would not
     if not host or port == 0 or not re.fullmatch(r"(/[0-9]{0,6})?", parts.path) or parts.fragment:
         raise InvalidInput("a Redis URL is redis://[user:password@]host[:port][/database], the database a number")
     if unknown:
@@ -90,15 +92,19 @@ class Connections:
         if self._closed:
             raise StoreError("this store is closed")
         pool = await self._pool()
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task else 0
         async with pool.room:
             connection = pool.idle.pop() if pool.idle else self._class(**self._options)
             try:
                 if not connection.is_connected:
                     await self._connect(connection)
+                _heed(task, cancels)
                 packed = connection.pack_commands(commands)
                 commands.sent = True
                 await connection.send_packed_command(packed, check_health=False)
                 replies = [await _reply(connection) for _ in commands]
+                _heed(task, cancels)
             except BaseException as error:
                 await connection.disconnect(nowait=True)
                 if isinstance(error, RedisError | OSError):
@@ -173,6 +179,15 @@ class _Pool:
     async def drop_idle(self) -> None:
         while self.idle:
             await self.idle.pop().disconnect(nowait=True)
+
+
+def _heed(task: "asyncio.Task[Any] | None", cancels: int) -> None:
+    """Raise if the task was cancelled meanwhile: asyncio.wait_for of Python 3.11, which redis-py uses, swallows that.
+
+    See https://github.com/python/cpython/issues/86296, mended in 3.12.
+    """
+    if task is not None and task.cancelling() > cancels:
+        raise asyncio.CancelledError
 
 
 async def _reply(connection: AbstractConnection) -> object:

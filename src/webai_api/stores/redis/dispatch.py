@@ -41,13 +41,18 @@ class Call:
     script: str | None
     keys: Sequence[str]
     args: Sequence[Any]
+    again: int | None = None
+    """Which argument is 1 when an earlier try may have been executed."""
 
-    def command(self, *, by_source: bool) -> Sequence[Any]:
+    def command(self, *, by_source: bool, again: bool) -> Sequence[Any]:
         if self.script is None:
             return self.args
+        args = list(self.args)
+        if again and self.again is not None:
+            args[self.again] = "1"
         source = script(self.script)
         verb, which = ("EVAL", source.source) if by_source else ("EVALSHA", source.digest)
-        return (verb, which, len(self.keys), *self.keys, *self.args)
+        return (verb, which, len(self.keys), *self.keys, *args)
 
 
 class Dispatcher:
@@ -77,7 +82,7 @@ class Dispatcher:
         pause = BACKOFF_FIRST
         cause: Exception | None = None
         while True:
-            commands = Commands(call.command(by_source=by_source) for call in calls)
+            commands = Commands(call.command(by_source=by_source, again=unknown) for call in calls)
             try:
                 async with asyncio.timeout_at(end):
                     replies = await self.connections.exchange(commands)
@@ -95,12 +100,11 @@ class Dispatcher:
                     by_source = True
                     continue
                 _raise_final(cause, unknown=unknown)
-            left = end - loop.time()
-            if left <= 0:
-                raise _gave_up(self.connections, cause, unknown=unknown) from cause
             # Full jitter: callers that failed together do not come back together.
-            await asyncio.sleep(min(left, random.uniform(0, pause)))  # noqa: S311  # no secret
+            await asyncio.sleep(max(0.0, min(end - loop.time(), random.uniform(0, pause))))  # noqa: S311  # no secret
             pause = min(pause * 2, BACKOFF_LAST)
+            if loop.time() >= end:  # not one more try, which would be sent and never be known
+                raise _gave_up(self.connections, cause, unknown=unknown) from cause
 
 
 def _raise_final(refusal: Exception, *, unknown: bool) -> None:

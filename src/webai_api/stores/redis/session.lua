@@ -88,6 +88,11 @@ local function follow_expiry(session)
   end
 end
 
+-- Looked at before anything is written, so that what cannot be answered is not stored either.
+local function is_object(json)
+  return json == '{}' or (string.sub(json, 1, 1) == '{' and (pcall(cjson.decode, json)))
+end
+
 -- Returns session (nil: there is none), the version that the next one must exceed, the tokens, and a refusal.
 -- A list longer than the hash says was appended to by other code: its entries are adopted. A key of another type
 -- fails one of these reads, so before anything is written.
@@ -105,7 +110,7 @@ local function load()
       updated = whole(h[7]), expires = whole(h[8]), metadata = h[9] or '{}', ranges = parse_ranges(h[6] or ''),
     }
     if not (session.version and session.epoch and session.birth and session.seq and session.count and session.updated
-        and session.expires and h[6] and string.find(h[6], '^[%d,-]*$')) or first_seq(session) < 1 then
+        and session.expires and h[6] and string.find(h[6], '^[%d,-]*$') and is_object(session.metadata)) or first_seq(session) < 1 then
       return nil, floor, tokens, { 'damaged' }
     end
     if found < session.count then return session, session.version, tokens, { 'lost', session.count, found } end

@@ -76,6 +76,7 @@ class RedisStore:
             _given(keep),
             "" if metadata is None else codec.encode_metadata(metadata, self.limits),
             _token(None),
+            "",  # 1 when it is sent again
             len(items),
         ]
         for item in items:
@@ -83,7 +84,7 @@ class RedisStore:
             args += _digest(item.id), codec.fingerprint(item.data) >> (64 - FINGERPRINT_BITS), *packed
         end = asyncio.get_running_loop().time() + self._options.deadline
         note = self._index.note(self._options, session_id, ttl)
-        calls = [Call("append", keys, args)]
+        calls = [Call("append", keys, args, again=7)]
         *sample, reply = await self._run([note, *calls] if note else calls)
         if sample:
             self._index.noted(self._options, session_id, ttl, sample[0])

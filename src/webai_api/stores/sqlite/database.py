@@ -166,6 +166,8 @@ def _create(path: Path) -> None:
     with _creating:
         if path.exists():
             return
+        if path.is_symlink():  # what it points to would be made by SQLite, readable for everybody
+            raise StoreError(f"sqlite: {path} is a link that leads nowhere; remove it, or make what it points to")
         for folder in reversed(path.parents):
             if not folder.exists():
                 folder.mkdir(mode=0o700, exist_ok=True)

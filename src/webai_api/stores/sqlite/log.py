@@ -118,6 +118,8 @@ class Snapshot:
             f"SELECT {_COLUMNS} FROM sessions WHERE tenant = ? AND namespace = ? AND id = ?", address
         ).fetchone()
         log = None if row is None else _log(row)
+        if log is not None:
+            _decoded(log.id, log.metadata)  # before anything is written: what cannot be answered is not stored either
         return None if log is None or log.expires_at <= self.now else log
 
     def read(self, address: Address, after: int, before: int | None, last: int | None, epoch: int | None) -> History:

@@ -30,7 +30,7 @@ from webai_api.stores.sqlite.verbs import Transaction
 __all__ = ["Reader", "Worker", "Writer"]
 
 GROUP_CALLS, GROUP_BYTES = 512, 1 << 20  # per transaction, or one larger call alone
-READS = 64  # per snapshot: answers go out together, and none should wait for long
+READS = 8  # per snapshot: answers go out together, none should wait for long, and each may be a whole session
 PAUSE = 0.0002, 0.002  # seconds, at random, between tries for a lock that another process holds
 TIDY_INTERVAL = 1.0  # seconds between looks at what has expired
 TIDY_AGAIN = 0.02  # seconds until the next round when there is more to drop: callers come first
