@@ -195,9 +195,11 @@ class Exchange:
                 if message["type"] == "http.disconnect":
                     self.gone = not self.finished
                     break
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # the server's time to end in an orderly way is over
             task.cancel()
-            raise
+            await asyncio.wait({task}, timeout=1)
+            await self.fail(ApiError(503, "The server was shut down before the answer was complete.", code="shut_down"))
+            return  # not into the server, which would log it as its own failure
         if not self.finished and not keep:
             task.cancel()
             await asyncio.wait({task}, timeout=CANCEL_SECONDS)
