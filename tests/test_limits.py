@@ -7,10 +7,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from webai_api.errors import InvalidInput, InvalidType
-from webai_api.limits import DEFAULT_LIMITS, TTL_MAX, Limits, check_options, check_ttl, check_window, check_write
+from webai_api.limits import DEFAULT_LIMITS, TTL_MAX, Limits, check_ttl, check_window, check_write
+from webai_api.options import OptionsView
 from webai_api.types import Item, StoreOptions
 
-OPTIONS: dict[str, Any] = {"tenant": None, "namespace": None, "durability": None, "deadline": None}
+
+class View(OptionsView):
+    durabilities = ("memory", "replay")
+
+    def __init__(self) -> None:
+        self._options = StoreOptions()
 
 
 @given(st.text(max_size=600))
@@ -211,11 +217,12 @@ def test_deep_nesting_is_refused_before_it_is_a_recursion_error() -> None:
 
 
 def test_options_change_what_they_name_only() -> None:
-    first = check_options(StoreOptions(), **{**OPTIONS, "tenant": "t", "deadline": 2}, offered=("memory",))
-    assert first == StoreOptions(tenant="t", deadline=2)
-    second = check_options(first, **{**OPTIONS, "namespace": "lease", "durability": "memory"}, offered=("memory",))
-    assert second == StoreOptions(tenant="t", namespace="lease", durability="memory", deadline=2)
-    assert check_options(second, **OPTIONS, offered=("memory",)) == second
+    first = View().with_options(tenant="t", deadline=2)
+    assert first._options == StoreOptions(tenant="t", deadline=2)
+    second = first.with_options(namespace="lease", durability="memory")
+    assert second._options == StoreOptions(tenant="t", namespace="lease", durability="memory", deadline=2)
+    assert second.with_options()._options == second._options
+    assert first._options == StoreOptions(tenant="t", deadline=2)
 
 
 @pytest.mark.parametrize(
@@ -243,4 +250,4 @@ def test_options_change_what_they_name_only() -> None:
 )
 def test_options_that_are_refused(name: str, value: Any, sentence: str) -> None:
     with pytest.raises(InvalidInput, match=sentence):
-        check_options(StoreOptions(), **{**OPTIONS, name: value}, offered=("memory", "replay"))
+        View().with_options(**{name: value})

@@ -4,19 +4,17 @@ Everything is refused at the edge, before anything is stored; values are never c
 """
 
 import math
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from webai_api.errors import InvalidInput, InvalidType
-from webai_api.types import Item, StoreOptions
+from webai_api.types import Item
 
-__all__ = ["DEFAULT_LIMITS", "TTL_MAX", "Limits", "check_options", "check_ttl", "check_window", "check_write"]
+__all__ = ["DEFAULT_LIMITS", "TTL_MAX", "Limits", "check_ttl", "check_window", "check_write"]
 
 TTL_MAX = 10 * 365 * 86400.0  # seconds; longer is almost always milliseconds by mistake; "no expiry" is math.inf
 INT_MAX_BITS = 14_000  # below Python's own limit of 4300 digits for reading an integer back
-NAMESPACE = re.compile(r"[a-z][a-z-]{0,31}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,32 +171,3 @@ def check_ttl(ttl: object, name: str = "ttl") -> float:
             f"{name} must be above 0 and at most {TTL_MAX:.0f} seconds (ten years), or math.inf for none"
         )
     return ttl
-
-
-def check_options(
-    options: StoreOptions,
-    *,
-    tenant: str | None,
-    namespace: str | None,
-    durability: str | None,
-    deadline: float | None,
-    offered: Sequence[str],
-) -> StoreOptions:
-    """Return *options* with what is not None changed, if a store that offers these durabilities can have it so."""
-    if tenant is not None:
-        DEFAULT_LIMITS.check_id(tenant, "tenant")
-    if namespace is not None and not NAMESPACE.fullmatch(DEFAULT_LIMITS.check_id(namespace, "namespace")):
-        raise InvalidInput("namespace must be 1 to 32 characters of a-z and '-', beginning with a letter")
-    if durability is not None and durability not in offered:
-        raise InvalidInput(f"this store offers the durabilities {', '.join(offered)}, not {durability!r:.40}")
-    if deadline is not None:
-        if isinstance(deadline, bool) or not isinstance(deadline, int | float):
-            raise InvalidType(f"deadline must be a number of seconds, not {type(deadline).__name__}")
-        if not 0 < deadline <= TTL_MAX:
-            raise InvalidInput(f"deadline must be above 0 and at most {TTL_MAX:.0f} seconds")
-    return StoreOptions(
-        tenant=options.tenant if tenant is None else tenant,
-        namespace=options.namespace if namespace is None else namespace,
-        durability=options.durability if durability is None else durability,
-        deadline=options.deadline if deadline is None else deadline,
-    )

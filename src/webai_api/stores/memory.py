@@ -11,13 +11,13 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from webai_api import codec
 from webai_api.errors import Conflict, DuplicateId, IdReused, SessionNotFound, StoreError
-from webai_api.limits import DEFAULT_LIMITS, Limits, check_options, check_window, check_write
+from webai_api.limits import DEFAULT_LIMITS, Limits, check_window, check_write
+from webai_api.options import OptionsView
 from webai_api.protocol import DEDUPE_WINDOW
 from webai_api.types import History, Item, Removal, Session, StoreOptions
 
@@ -198,7 +198,7 @@ def _purge(engine: "weakref.ref[_Engine]", closed: threading.Event) -> None:
         del alive
 
 
-class MemoryStore:
+class MemoryStore(OptionsView):
     """Sessions in this process's memory: gone with it. The reference that every other store is compared with."""
 
     def __init__(self, *, limits: Limits = DEFAULT_LIMITS, clock: Callable[[], float] = time.time) -> None:
@@ -336,26 +336,6 @@ class MemoryStore:
                     session = log.session() if log is not None else None
                 if session is not None:
                     yield session
-
-    def with_options(
-        self,
-        *,
-        tenant: str | None = None,
-        namespace: str | None = None,
-        durability: str | None = None,
-        deadline: float | None = None,
-    ) -> Self:
-        """See `SessionStore.with_options`. The only durability is ``memory``."""
-        view = copy(self)
-        view._options = check_options(  # noqa: SLF001  # a view is one of us
-            self._options,
-            tenant=tenant,
-            namespace=namespace,
-            durability=durability,
-            deadline=deadline,
-            offered=("memory",),
-        )
-        return view
 
     async def aclose(self) -> None:
         """Forget every session."""

@@ -4,7 +4,6 @@ import asyncio
 import math
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
-from copy import copy
 from hashlib import blake2b
 from typing import Any, Self
 
@@ -12,7 +11,8 @@ from redis.asyncio import Redis
 
 from webai_api import codec
 from webai_api.errors import Conflict, CorruptData, DuplicateId, IdReused, SessionNotFound, StoreError
-from webai_api.limits import DEFAULT_LIMITS, Limits, check_options, check_window, check_write
+from webai_api.limits import DEFAULT_LIMITS, Limits, check_window, check_write
+from webai_api.options import OptionsView
 from webai_api.stores.redis.connect import Connections
 from webai_api.stores.redis.dispatch import Call, Dispatcher
 from webai_api.stores.redis.index import Index
@@ -26,7 +26,7 @@ FINGERPRINT_BITS = 21  # beside the seq in a sorted set's score, which is exact 
 VERIFIED_AT_ONCE = 50  # sessions of a listing that are looked at in one round trip
 
 
-class RedisStore:
+class RedisStore(OptionsView):
     """Sessions in Redis >= 6.2 or Valkey, wire-compatible with the guide's list at ``session:ID``.
 
     Acknowledged means: the server has executed it. What a crash of the server then loses, its persistence decides.
@@ -167,26 +167,6 @@ class RedisStore:
                 batch = []
         for session in await self._verified(batch):
             yield session
-
-    def with_options(
-        self,
-        *,
-        tenant: str | None = None,
-        namespace: str | None = None,
-        durability: str | None = None,
-        deadline: float | None = None,
-    ) -> Self:
-        """See `SessionStore.with_options`. The only durability is ``memory``: the primary has executed it."""
-        view = copy(self)
-        view._options = check_options(  # noqa: SLF001  # a view is one of us
-            self._options,
-            tenant=tenant,
-            namespace=namespace,
-            durability=durability,
-            deadline=deadline,
-            offered=("memory",),
-        )
-        return view
 
     async def aclose(self) -> None:
         """See `SessionStore.aclose`."""

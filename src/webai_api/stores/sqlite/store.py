@@ -4,14 +4,14 @@ import os
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from webai_api import codec
 from webai_api.errors import InvalidInput, InvalidType, StoreError
-from webai_api.limits import DEFAULT_LIMITS, Limits, check_options, check_window, check_write
+from webai_api.limits import DEFAULT_LIMITS, Limits, check_window, check_write
+from webai_api.options import OptionsView
 from webai_api.stores.sqlite.log import PAGE, Address, Snapshot
 from webai_api.stores.sqlite.verbs import Append, NewItem
 from webai_api.stores.sqlite.worker import Reader, Worker, Writer
@@ -68,7 +68,7 @@ class _Engine:
         await self._writer.ended()
 
 
-class SQLiteStore:
+class SQLiteStore(OptionsView):
     """Sessions in an SQLite file: what was acknowledged is on disk.
 
     Several processes of one machine may share the file (not over a network file system). Nothing is opened before
@@ -78,6 +78,8 @@ class SQLiteStore:
         path: the file. It belongs to this store alone: another program's database is refused.
         clock: gives the time in Unix seconds.
     """
+
+    durabilities = ("fsync",)
 
     def __init__(
         self, path: str | Path, *, limits: Limits = DEFAULT_LIMITS, clock: Callable[[], float] = time.time
@@ -177,26 +179,6 @@ class SQLiteStore:
             if prefix or len(page) < PAGE:
                 return
             below = page[-1][0]
-
-    def with_options(
-        self,
-        *,
-        tenant: str | None = None,
-        namespace: str | None = None,
-        durability: str | None = None,
-        deadline: float | None = None,
-    ) -> Self:
-        """See `SessionStore.with_options`. The only durability is ``fsync``."""
-        view = copy(self)
-        view._options = check_options(  # noqa: SLF001  # a view is one of us
-            self._options,
-            tenant=tenant,
-            namespace=namespace,
-            durability=durability,
-            deadline=deadline,
-            offered=("fsync",),
-        )
-        return view
 
     async def aclose(self) -> None:
         """Write what is queued, then close the file. Views share it; closing twice is harmless."""
