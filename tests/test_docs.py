@@ -125,7 +125,7 @@ def variables_read() -> dict[str, bool]:
         if not (isinstance(call.func.value, ast.Name) and call.func.value.id == "env"):
             continue
         if name := variable_of(call.args[0]):
-            found[name] = call.func.attr == "secret"
+            found[name] = call.func.attr in ("secret", "source") or found.get(name, False)
     return found
 
 

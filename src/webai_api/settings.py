@@ -189,6 +189,10 @@ class Environment:
             raise InvalidInput(f"{name}_FILE names a file that cannot be read as UTF-8 text") from error
         return text or None
 
+    def source(self, name: str) -> str | None:
+        """Return which variable gives a secret; None if none does."""
+        return name if self.values.get(name) else f"{name}_FILE" if self.text(f"{name}_FILE") else None
+
     def flag(self, name: str) -> bool:
         value = (self.text(name) or "").lower()
         if value in ("1", "true", "yes", "on"):
@@ -277,8 +281,7 @@ def _api_keys(env: Environment) -> tuple[tuple[str, bytes], ...]:
             raise InvalidInput("WEBAI_API_KEYS must be tenant:key,tenant:key with tenants of A-Z a-z 0-9 _ - (1 to 64)")
         # Bytes that are no UTF-8 come out of the environment as surrogates, and go back as the bytes they were.
         pairs.append((tenant, sha256(key.encode(errors="surrogateescape")).digest()))
-    if not pairs and (given or env.text("WEBAI_API_KEYS_FILE")):  # meant to be protected: never go on without keys
-        name = "WEBAI_API_KEYS" if given else "WEBAI_API_KEYS_FILE"
+    if not pairs and (name := env.source("WEBAI_API_KEYS")):  # meant to be protected: never go on without keys
         raise InvalidInput(f"{name} is set but has no key; remove it, or give tenant:key")
     if len({key for _, key in pairs}) != len(pairs):
         raise InvalidInput("WEBAI_API_KEYS has the same key twice")

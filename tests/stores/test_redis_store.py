@@ -189,7 +189,7 @@ async def test_a_removal_sent_again_gives_its_first_answer(store: RedisStore, ra
 async def test_a_touch_sent_again_applies_once(store: RedisStore, raw: Any) -> None:
     await store.append("s", numbered(3))
     version = present(await store.read("s")).version
-    args = (version, "", "", "", 2, '{"by":"token"}', "token", 0)
+    args = (version, "", "", "", 2, '{"by":"token"}', "token", "", 0)
     first = run(raw, "append", *args)
     assert first[0] == b"ok"
     await store.append("s", [said("since", "since")], metadata={"by": "another"})
