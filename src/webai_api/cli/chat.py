@@ -9,7 +9,7 @@ import secrets
 import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 
 from webai_api.cli.server_access import ChatServer, local_server, remote_server
 from webai_api.cli.store_choice import server_settings
@@ -67,9 +67,10 @@ async def _say(server: ChatServer, model: str, session_id: str, text: str) -> bo
     body = {"model": model, "stream": True, "session_id": session_id, "messages": [{"role": "user", "content": text}]}
     completed = False
     try:
-        async for piece in _pieces(server.chat(json.dumps(body).encode())):
-            completed = piece is None
-            print("\n" if piece is None else printable(piece), end="", flush=True)
+        async with aclosing(server.chat(json.dumps(body).encode())) as lines:
+            async for piece in _pieces(lines):
+                completed = piece is None
+                print("\n" if piece is None else printable(piece), end="", flush=True)
     except SessionError as error:
         print(f"webai-api: {error}", file=sys.stderr)
         return False

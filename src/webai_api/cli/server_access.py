@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,7 +26,7 @@ NEEDS = "webai-api chat needs: pip install 'webai-api[server]'"
 class ChatServer(Protocol):
     """Answers chat requests."""
 
-    def chat(self, body: bytes) -> AsyncIterator[bytes]:
+    def chat(self, body: bytes) -> AsyncGenerator[bytes, None]:
         """Yield the lines of the answer's event stream. A refusal raises SessionError with the server's words."""
         ...
 
@@ -78,7 +78,7 @@ class _Local:
     def __init__(self, app: "App") -> None:
         self._app = app
 
-    async def chat(self, body: bytes) -> AsyncIterator[bytes]:
+    async def chat(self, body: bytes) -> AsyncGenerator[bytes, None]:
         sent: asyncio.Queue[MutableMapping[str, Any] | None] = asyncio.Queue()
         request: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
         await request.put({"type": "http.request", "body": body, "more_body": False})
@@ -98,7 +98,7 @@ class _Local:
         running = asyncio.create_task(self._app(scope, request.get, sent.put))
         running.add_done_callback(lambda _: sent.put_nowait(None))
         start = await sent.get()
-        pieces = _bodies(sent)
+        pieces = _bodies(sent, request)
         if start is not None and start["status"] == 200:
             async for line in _lines(pieces):
                 yield line
@@ -113,7 +113,7 @@ class _Remote:
     def __init__(self, client: "ClientSession", url: str) -> None:
         self._client, self._url = client, url
 
-    async def chat(self, body: bytes) -> AsyncIterator[bytes]:
+    async def chat(self, body: bytes) -> AsyncGenerator[bytes, None]:
         import aiohttp
 
         try:
@@ -126,8 +126,12 @@ class _Remote:
             raise SessionError(f"{self._url} does not answer: {str(error) or 'timeout'}") from error
 
 
-async def _bodies(sent: "asyncio.Queue[MutableMapping[str, Any] | None]") -> AsyncIterator[bytes]:
+async def _bodies(
+    sent: "asyncio.Queue[MutableMapping[str, Any] | None]", request: "asyncio.Queue[MutableMapping[str, Any]]"
+) -> AsyncIterator[bytes]:
     while (message := await sent.get()) is not None:
+        if not message.get("more_body"):  # as a server does: the application may still look after its response
+            await request.put({"type": "http.disconnect"})
         yield message.get("body", b"")
 
 

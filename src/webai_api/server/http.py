@@ -196,6 +196,8 @@ class Exchange:
                     self.gone = not self.finished
                     break
         except asyncio.CancelledError:  # the server's time to end in an orderly way is over
+            if self.finished:
+                raise
             task.cancel()
             await asyncio.wait({task}, timeout=1)
             await self.fail(ApiError(503, "The server was shut down before the answer was complete.", code="shut_down"))
