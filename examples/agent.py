@@ -1,7 +1,7 @@
 """A LangChain agent that remembers, in two ways.
 
 make run                     # in another terminal
-python examples/agent.py     # another server: its URL as argument, its key in OPENAI_API_KEY
+.venv/bin/python examples/agent.py     # another server: its URL as argument, its key in OPENAI_API_KEY
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The guide's test: needs nothing but this package. Sessions are in memory unless REDIS_ENABLED is true.
 
-python examples/basic.py
+.venv/bin/python examples/basic.py
 """
 
 import asyncio

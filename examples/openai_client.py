@@ -1,7 +1,7 @@
 """OpenAI's client and a server that remembers: send only what is new, name the session.
 
 make run                             # in another terminal
-python examples/openai_client.py     # another server: its URL as argument, its key in OPENAI_API_KEY
+.venv/bin/python examples/openai_client.py     # another server: its URL as argument, its key in OPENAI_API_KEY
 """
 
 import os

@@ -270,6 +270,9 @@ def test_the_store_is_the_one_that_the_environment_names_and_it_is_said_which(
     assert cli("sessions", "list", **parts).err == (
         f"store: redis://localhost:{empty_redis.port}/0 (the REDIS_* variables)\n"
     )
+    for name in ("mine.db", "other.db", "from-file.db"):
+        said = cli("chat", "--session", "s", "Hi", SESSION_STORE=f"sqlite:///{name}")  # makes the file
+        assert said.err.startswith(f"store: sqlite:///{name} (SESSION_STORE)\n")
     both = {**parts, "SESSION_STORE": "sqlite:///mine.db"}
     assert cli("sessions", "list", **both).err == "store: sqlite:///mine.db (SESSION_STORE)\n"
     assert (
@@ -277,6 +280,15 @@ def test_the_store_is_the_one_that_the_environment_names_and_it_is_said_which(
     )
     (folder / ".env").write_text("SESSION_STORE=sqlite:///from-file.db\n")
     assert cli("sessions", "list").err == "store: sqlite:///from-file.db (SESSION_STORE)\n"
+
+
+@pytest.mark.parametrize("verb", [("list",), ("show", "s"), ("clear", "s")])
+def test_a_file_that_is_not_there_is_neither_made_nor_taken_for_an_empty_store(
+    cli: Callable[..., Ended], folder: Path, verb: tuple[str, ...]
+) -> None:
+    ended = cli("sessions", *verb, "--store", "sqlite:///no/typo.db")
+    assert "there is no file 'no/typo.db'" in one_line(ended, 1)
+    assert not (folder / "no").exists()
 
 
 def test_a_password_is_not_shown(cli: Callable[..., Ended]) -> None:
@@ -322,7 +334,7 @@ def test_a_file_of_another_kind_is_one_line(cli: Callable[..., Ended], folder: P
 def test_a_redis_that_is_not_there_is_one_line(cli: Callable[..., Ended]) -> None:
     port = free_port()
     told = one_line(cli("sessions", "list", "--store", f"redis://127.0.0.1:{port}/0"), 1)
-    assert f"redis at 127.0.0.1:{port} did not answer" in told
+    assert f"redis at 127.0.0.1:{port} cannot be reached" in told
 
 
 def test_output_that_nobody_reads_to_its_end_is_no_error(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Conversation sessions for LLM agents that survive restarts, failovers and retries.
+"""Conversation sessions for LLM agents that survive restarts and retries.
 
 >>> manager = SessionManager.from_url("memory://")
 >>> # await manager.store_message("user-123", "user", "Hello!")

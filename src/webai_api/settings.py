@@ -186,7 +186,8 @@ class Environment:
         try:
             text = Path(file).read_text(encoding="utf-8").strip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise InvalidInput(f"{name}_FILE names a file that cannot be read as UTF-8 text") from error
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise InvalidInput(f"{name}_FILE names a file that cannot be read: {why}") from error
         return text or None
 
     def source(self, name: str) -> str | None:

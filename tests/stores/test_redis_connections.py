@@ -68,7 +68,7 @@ async def assert_unavailable(store: RedisStore, match: str = "in time") -> None:
 
 async def test_a_port_nobody_listens_on_is_unavailable_within_the_deadline() -> None:
     async with impatient(free_port()) as store:
-        await assert_unavailable(store, r"127\.0\.0\.1:[0-9]+ did not answer")
+        await assert_unavailable(store, r"127\.0\.0\.1:[0-9]+ cannot be reached")
 
 
 async def test_a_host_that_swallows_connections_is_unavailable_within_the_deadline() -> None:

@@ -13,7 +13,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser; ``arguments.run(arguments)`` then runs the command."""
     root = argparse.ArgumentParser(
         prog="webai-api",
-        description="Conversation sessions for LLM agents that survive restarts, failovers and retries.",
+        description="Conversation sessions for LLM agents that survive restarts and retries.",
     )
     root.add_argument("--version", action="version", version=f"webai-api {version('webai-api')}")
     commands = root.add_subparsers(metavar="COMMAND", required=True)

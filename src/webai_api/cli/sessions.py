@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeGuard
 
-from webai_api.cli.store_choice import chosen_store, embedded_file_is_missing
+from webai_api.cli.store_choice import chosen_store, missing_file
 from webai_api.cli.terminal import json_escaped, printable, table
-from webai_api.errors import SessionNotFound
+from webai_api.errors import SessionNotFound, StoreError
 from webai_api.manager import SessionManager
-from webai_api.settings import StoreSettings
+from webai_api.settings import EMBEDDED_STORE, StoreSettings
 from webai_api.types import Session
 
 __all__ = ["clear_sessions", "list_sessions", "show_session"]
@@ -38,7 +38,14 @@ def clear_sessions(arguments: Namespace) -> int:
 async def _manager(arguments: Namespace) -> AsyncIterator[SessionManager | None]:
     settings = StoreSettings.from_env()
     url = chosen_store(arguments, settings)
-    if embedded_file_is_missing(url):
+    named = getattr(arguments, "session", [])
+    for session_id in [named] if isinstance(named, str) else named:
+        settings.limits.check_id(session_id)
+    if arguments.tenant is not None:
+        settings.limits.check_id(arguments.tenant, "tenant")
+    if (file := missing_file(url)) is not None:
+        if url != EMBEDDED_STORE:
+            raise StoreError(f"there is no file {file!r}; give another --store")
         print("there are no sessions yet: `make run` or `webai-api chat` makes the file", file=sys.stderr)
         yield None
         return
@@ -67,6 +74,8 @@ async def _list(arguments: Namespace) -> int:
             for s in found
         ]
         print(table(("SESSION", "MESSAGES", "ACTIVE", "EXPIRES"), rows))
+    elif sys.stdout.isatty():
+        print("no sessions", file=sys.stderr)
     return 0
 
 

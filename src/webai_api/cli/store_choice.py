@@ -3,11 +3,12 @@
 import sys
 from argparse import Namespace
 from pathlib import Path
+from urllib.parse import unquote
 
 from webai_api.settings import EMBEDDED_STORE, ServerSettings, StoreSettings
 from webai_api.urls import redacted
 
-__all__ = ["chosen_store", "embedded_file_is_missing", "server_settings"]
+__all__ = ["chosen_store", "missing_file", "server_settings"]
 
 
 def chosen_store(arguments: Namespace, settings: StoreSettings) -> str:
@@ -31,6 +32,7 @@ def server_settings(arguments: Namespace) -> ServerSettings:
     return settings.with_store(chosen_store(arguments, settings.store))
 
 
-def embedded_file_is_missing(url: str) -> bool:
-    """Return whether *url* is the default file and nobody has made it yet: looking at it must not create it."""
-    return url == EMBEDDED_STORE and not Path(EMBEDDED_STORE.removeprefix("sqlite:///")).exists()
+def missing_file(url: str) -> str | None:
+    """Return the SQLite file that *url* names, if there is none: looking at it must not create it."""
+    scheme, _, path = url.strip().partition(":///")
+    return unquote(path) if scheme == "sqlite" and path and not Path(unquote(path)).exists() else None

@@ -84,7 +84,11 @@ class App:
         if methods is None and request.path.startswith(f"{MODELS}/"):
             methods = self._routes[MODELS]
         if methods is None:
-            raise ApiError(404, f"There is nothing at {request.path!r:.200}.", code="not_found")
+            raise ApiError(
+                404,
+                f"There is nothing at {request.path!r:.200}; the API begins at /v1/chat/completions and /v1/models.",
+                code="not_found",
+            )
         handler = methods.get("GET" if request.method == "HEAD" else request.method)
         if handler is None:
             allowed = ", ".join(methods)

@@ -111,7 +111,9 @@ def _greeting(settings: ServerSettings, listener: socket.socket, workers: int) -
         f"webai-api serves {url}/v1" + (f" with {workers} workers" if workers > 1 else ""),
         f"  sessions  {store}" + (" (lost when the server ends)" if store.startswith("memory:") else ""),
         f"  models    {'; '.join(models)}" + (f"   (more with {', '.join(lacking)})" if lacking else ""),
-        f"  keys      {len(settings.api_keys)} API keys" if settings.api_keys else "  keys      none: loopback only",
+        f"  keys      {len(settings.api_keys)}, each with a tenant's sessions"
+        if settings.api_keys
+        else "  keys      none: loopback only",
         "Try it:",
         f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -H 'X-Session-Id: my-first' "
         + ("-H 'Authorization: Bearer YOUR-KEY' " if settings.api_keys else "")

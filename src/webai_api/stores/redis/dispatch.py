@@ -137,4 +137,6 @@ def _gave_up(connections: Connections, cause: Exception, *, unknown: bool) -> St
     why = str(cause) or type(cause).__name__
     if unknown:
         return OutcomeUnknown(f"{where} did not confirm in time; repeat with the same ids ({why:.200})")
+    if isinstance(cause, NotSent):
+        return StoreUnavailable(f"{where} cannot be reached ({why:.200})")
     return StoreUnavailable(f"{where} did not answer in time ({why:.200})")
