@@ -18,7 +18,6 @@ OPERATIONS = 16  # named removals remembered per session
 DELETED_FOR = 60.0  # seconds that a named deletion is remembered
 PURGE_SESSIONS = 200  # expired sessions per round, and
 PURGE_ITEMS = 1000  # items per round and per deletion: what one transaction drops, while all others wait
-VACUUM_PAGES = 256  # free pages given back to the file system per round
 
 
 @dataclass(frozen=True, slots=True)
